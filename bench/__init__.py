@@ -1,0 +1,1 @@
+"""IS IT STILL AS FAST: suites, peers, floors, gates and reports."""

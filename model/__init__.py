@@ -1,0 +1,8 @@
+"""The bundled inference model of the DeepSeek-V2/V3 family."""
+
+from .config import ModelConfig
+from .llm import LLM, Chunk, Output
+from .sampler import SamplingParams
+from .tokenizer import Tokenizer
+
+__all__ = ["LLM", "Chunk", "ModelConfig", "Output", "SamplingParams", "Tokenizer"]

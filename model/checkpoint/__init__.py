@@ -1,0 +1,1 @@
+"""The small real checkpoint, and the scripts that made it."""

@@ -1,0 +1,87 @@
+"""Norm, projection, MLP and mixture of experts over the front door's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import fused_moe, gemm_nt, moe_route, per_token_group_quant_fp8, silu_mul
+from .config import RoutingConfig
+from .weights import Operand
+
+# Sees the routing of a step: (layer, topk_weights [T, k], topk_ids [T, k]).
+RouteObserver = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x / rms(x) * weight."""
+
+    weight: Tensor                   # [D] float32
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x @ weight.T; activations are float32, the weight is read as it is stored."""
+
+    weight: Operand                  # [N, K] plain, or FP8 with scales
+    block: int = 128                 # rows and columns per scale
+    w8a8: bool = False               # cast the activations to FP8 too
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # x [T, K] -> [T, N]
+        shape = (self.block, self.block)
+        if self.w8a8 and not isinstance(self.weight, Tensor):
+            pair = per_token_group_quant_fp8(x, group_size=self.block)
+            return gemm_nt(pair, self.weight, out_dtype=torch.float32, block_shape=shape)
+        return gemm_nt(x, self.weight, out_dtype=torch.float32, block_shape=shape)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(silu(gate(x)) * up(x)); gate and up are one GEMM."""
+
+    gate_up: Linear                  # [2I, D]
+    down: Linear                     # [D, I]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(silu_mul(self.gate_up(x)))
+
+
+@dataclass(frozen=True)
+class MoE:
+    """Routed experts plus the shared ones."""
+
+    layer: int
+    gate: Tensor                     # [E, D] float32: rounding it would change who is chosen
+    bias: Tensor | None              # [E] float32, selects only
+    routing: RoutingConfig
+    w1: Operand                      # [E, 2I, D]
+    w2: Operand                      # [E, D, I]
+    shared: MLP | None
+    block: int
+    w8a8: bool
+
+    def __call__(self, x: Tensor, on_route: RouteObserver | None = None) -> Tensor:
+        # x [T, D] -> [T, D]
+        r = self.routing
+        weights, ids = moe_route(
+            gemm_nt(x, self.gate, out_dtype=torch.float32), r.top_k, self.bias, r.scoring,
+            r.n_group, r.topk_group, r.group_score, r.norm_topk_prob, r.routed_scaling_factor)
+        if on_route is not None:
+            on_route(self.layer, weights, ids)
+        (w1, s1), (w2, s2) = _parts(self.w1), _parts(self.w2)
+        out = fused_moe(x, w1, w2, weights, ids, s1, s2, (self.block, self.block),
+                        use_fp8_w8a8=self.w8a8 and s1 is not None)
+        return out if self.shared is None else out.add_(self.shared(x))
+
+
+def _parts(operand: Operand) -> tuple[Tensor, Tensor | None]:
+    return (operand, None) if isinstance(operand, Tensor) else operand

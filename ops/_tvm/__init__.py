@@ -1,0 +1,1 @@
+"""TVMScript pieces that several lowerings share; parameters are plain Python values."""

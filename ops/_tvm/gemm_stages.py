@@ -1,0 +1,200 @@
+"""What surrounds the GEMM tiles: activations to float32, row plans, spaces, and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from ..fp8 import E4M3_MAX
+from ..numerics import as_dtype
+from ..space import Space
+from .exp import silu
+from .fp8 import bits, encode_e4m3, floats, magnitude_bits
+from .gemm import FP8, Buffer, Expr, Tiles, local, put, scope, storage, when, widen
+
+_SERIAL_WORK = 16_384                # elements below which waking the threads costs more
+_HEADER = 2                          # PLAN[0]: items, PLAN[1]: rows in them
+
+
+def tensor(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
+    """A parameter of any alignment: TVM takes 64 bytes for granted and would fault on a view."""
+    align = as_dtype("int8" if dtype == FP8 else dtype).itemsize
+    sizes = tuple(T.int64(s) if isinstance(s, int) else s for s in shape)
+    return T.match_buffer(handle, sizes, storage(dtype), align=align)
+
+
+def space(lanes: int, decode: bool, w_dtype: str) -> Space:
+    """Tile and blocking choices; few rows tune the stream of weights, many rows the panels."""
+    tile = {16: ("6x4", "4x4", "4x6", "3x8")}.get(lanes, ("3x4", "4x3", "2x4"))
+    plain = w_dtype == "float32"     # neither converts nor has panels
+    if decode:
+        return Space({"tile": tile[:3], "wide": (8, 4, 16), "chunk": (64, 32, 128),
+                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
+                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,)})
+    return Space({"tile": tile, "wide": (8,), "chunk": (64, 32, 128), "unroll": (1, 2),
+                  "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 1024, 512),
+                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256)})
+
+
+def each_row(count: Expr, work: int, body: Callable[[Expr], None]) -> None:
+    """body(row) for all rows: in parallel when there is enough to do."""
+    def serial() -> None:
+        with T.serial(count) as row:
+            body(row)
+
+    def parallel() -> None:
+        with T.parallel(count) as row:
+            body(row)
+
+    when(count * work <= _SERIAL_WORK, serial, parallel)
+
+
+def along(lanes: int, length: int, body: Callable[[Expr], None]) -> None:
+    """body(column) for all columns, in vectors and a scalar tail."""
+    if length >= lanes:
+        with T.serial(length // lanes) as v, T.vectorized(lanes) as lane:
+            body(v * lanes + lane)
+    if length % lanes:
+        with T.serial(length // lanes * lanes, length) as column:
+            body(column)
+
+
+def widen_row(lanes: int, X: Buffer, A: Buffer, scale: Buffer, row: Expr, k: int, dtype: str,
+              block_k: int) -> None:
+    """X[row] = float32 of A[row]; fp8 by its scale [row, K block]."""
+    if dtype != FP8:
+        along(lanes, k, lambda c: put(X, (row, c), widen(A[row, c], dtype)))
+        return
+    for first in range(0, k, block_k):
+        def store(c: Expr, first: int = first) -> None:
+            value = widen(A[row, first + c], dtype) * T.float32(256.0)
+            put(X, (row, first + c), value * scale[row, first // block_k])
+        along(lanes, min(block_k, k - first), store)
+
+
+def round_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int, dtype: str,
+              block_k: int) -> None:
+    """X[row] = A[row] after a round trip through FP8, as per_token_group_quant_fp8 defines it."""
+    def one(first: int, length: int) -> None:
+        with scope("group"):
+            top, tops = local(1, "int32"), local(lanes, "int32")
+
+            def read(c: Expr) -> Expr:
+                return T.Cast("float32", A[row, first + c])
+
+            with T.vectorized(lanes) as lane:
+                put(tops, lane, bits(T.float32(1e-10)))
+            with T.serial(length // lanes) as v, T.vectorized(lanes) as lane:
+                put(tops, lane, T.max(tops[lane], magnitude_bits(read(v * lanes + lane))))
+            put(top, 0, tops[0])
+            for i in range(1, lanes):
+                put(top, 0, T.max(top[0], tops[i]))
+            if length % lanes:
+                with T.serial(length // lanes * lanes, length) as c:
+                    put(top, 0, T.max(top[0], magnitude_bits(read(c))))
+            s = local(1)
+            put(s, 0, floats(top[0]) / T.float32(E4M3_MAX))
+
+            def store(c: Expr) -> None:
+                code = T.Cast("int8", encode_e4m3(read(c) / s[0]))
+                put(X, (row, first + c), widen(code, FP8) * T.float32(256.0) * s[0])
+            along(lanes, length, store)
+
+    for first in range(0, k, block_k):
+        one(first, min(block_k, k - first))
+
+
+def scratch(g: Tiles) -> Buffer:
+    """C of one task, with spare rows for the last tile."""
+    return T.sblock_alloc_buffer((g.rows + g.mr, g.halves * g.width), "float32", scope="global")
+
+
+def write_tile(g: Tiles, C: Buffer, OUT: Buffer, rows: Expr, col: Expr, dtype: str,
+               index: Callable[[Expr], tuple[Expr, ...]]) -> None:
+    """OUT[*index(r), col + j] = C[r, j], or silu(gate) * up of the two halves."""
+    def value(r: Expr, j: Expr) -> Expr:
+        return silu(C[r, j]) * C[r, g.width + j] if g.halves == 2 else C[r, j]
+
+    with T.serial(rows) as r:
+        along(g.lanes, g.width, lambda j: put(OUT, (*index(r), col + j),
+                                              T.Cast(dtype, value(r, j))))
+
+
+class Plan:
+    """Items (expert, first row, rows) and, where rows are sorted, which row stands where.
+
+    One int32 tensor: the header, three words an item, one a row, and one an expert.
+    """
+
+    def __init__(self, buffer: Buffer, limit: Expr):
+        self.buffer = buffer
+        self.items = buffer[0]
+        self.total = buffer[1]
+        self._rows = _HEADER + 3 * limit
+        self._cursor = self._rows + limit
+
+    @staticmethod
+    def size(limit: Expr, experts: int) -> Expr:
+        """int32 words for at most `limit` items and rows."""
+        return _HEADER + 4 * limit + experts
+
+    def expert(self, item: Expr) -> Expr:
+        """The item's expert."""
+        return T.Cast("int64", self.buffer[_HEADER + 3 * item])
+
+    def first(self, item: Expr) -> Expr:
+        """The item's first row."""
+        return self.buffer[_HEADER + 3 * item + 1]
+
+    def count(self, item: Expr) -> Expr:
+        """The item's rows."""
+        return self.buffer[_HEADER + 3 * item + 2]
+
+    def row(self, position: Expr) -> Expr:
+        """The row that the sort put there."""
+        return self.buffer[self._rows + position]
+
+    def clear(self) -> None:
+        """No items yet."""
+        put(self.buffer, 0, T.int32(0))
+        put(self.buffer, 1, T.int32(0))
+
+    def add(self, expert: Expr, first: Expr, count: Expr, at_most: int) -> None:
+        """Append items for `count` rows from `first` on."""
+        with T.serial((count + (at_most - 1)) // at_most) as part:
+            base = _HEADER + 3 * self.buffer[0]
+            put(self.buffer, base, T.Cast("int32", expert))
+            put(self.buffer, base + 1, T.Cast("int32", first + part * at_most))
+            put(self.buffer, base + 2, T.Cast("int32", T.min(count - part * at_most, at_most)))
+            put(self.buffer, 0, self.buffer[0] + 1)
+
+    def sort(self, ids: Callable[[Expr], Expr], pairs: Expr, experts: int, at_most: int) -> None:
+        """Counting sort of pairs by expert, in order; ids outside 0 .. experts-1 are dropped."""
+        b, cursor = self.buffer, self._cursor
+
+        def valid(p: Expr) -> Expr:
+            return T.And(ids(p) >= 0, ids(p) < experts)
+
+        self.clear()
+        with T.serial(experts) as e:
+            put(b, cursor + e, T.int32(0))
+        with T.serial(pairs) as p, T.If(valid(p)), T.Then():
+            put(b, cursor + ids(p), b[cursor + ids(p)] + 1)
+        with T.serial(experts) as e, T.If(b[cursor + e] > 0), T.Then():
+            self.add(e, b[1], b[cursor + e], at_most)
+            put(b, 1, b[1] + b[cursor + e])
+            put(b, cursor + e, b[1] - b[cursor + e])
+        with T.serial(pairs) as p, T.If(valid(p)), T.Then():
+            put(b, self._rows + b[cursor + ids(p)], T.Cast("int32", p))
+            put(b, cursor + ids(p), b[cursor + ids(p)] + 1)
+
+
+def each_task(items: Expr, chunks: int, order: str, body: Callable[[Expr, Expr], None]) -> None:
+    """body(item, chunk) in parallel: neighbours share an item's rows, or a chunk's columns."""
+    with T.parallel(items * chunks) as task:
+        if order == "item":
+            body(task // chunks, task % chunks)
+        else:
+            body(task % items, task // items)

@@ -1,0 +1,145 @@
+"""a @ b.T for plain or block-scaled FP8 operands, accumulated in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..models import Load, ModelDims
+from ..numerics import as_dtype, dtype_name
+from ..spec import Args, Operator, Outputs, Shape, Work
+from .operand import (
+    RTOL,
+    activation_dtypes,
+    check_block,
+    check_operand,
+    check_out_dtype,
+    plain64,
+    random_operand,
+    weight_bytes,
+)
+
+
+def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, block_n: int,
+             block_k: int, out_dtype: torch.dtype) -> Shape:
+    """Axes of a call."""
+    check_block(block_n, block_k)
+    check_operand("a", a, a_scale, "M, K", (1, block_k))
+    check_operand("b", b, b_scale, "N, K", (block_n, block_k))
+    check_out_dtype(out_dtype)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a[M, K] and b[N, K] must share K, got {list(a.shape)}, {list(b.shape)}")
+    return {"n": b.shape[0], "k": b.shape[1], "a_dtype": dtype_name(a.dtype),
+            "w_dtype": dtype_name(b.dtype), "out_dtype": dtype_name(out_dtype),
+            "block_n": block_n, "block_k": block_k, "tokens": a.shape[0]}
+
+
+def empty(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, block_n: int,
+          block_k: int, out_dtype: torch.dtype) -> Outputs:
+    """[M, N]."""
+    return (torch.empty((a.shape[0], b.shape[0]), dtype=out_dtype, device=a.device),)
+
+
+def reference(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, block_n: int,
+              block_k: int, out_dtype: torch.dtype, *, out: Outputs) -> None:
+    """In float64."""
+    block = block_n, block_k
+    out[0].copy_(plain64(a, a_scale, (1, block_k)) @ plain64(b, b_scale, block).T)
+
+
+def _args(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
+          shape: Shape) -> Args:
+    return (a, a_scale, b, b_scale, int(shape["block_n"]), int(shape["block_k"]),
+            as_dtype(str(shape["out_dtype"])))
+
+
+def _weights(shape: Shape, seed: int) -> tuple[Tensor, Tensor | None]:
+    return random_operand((int(shape["n"]), int(shape["k"])), str(shape["w_dtype"]),
+                          (int(shape["block_n"]), int(shape["block_k"])), seed + 1, 0.03)
+
+
+def _rows(shape: Shape, tokens: int, seed: int, std: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    return random_operand((tokens, int(shape["k"])), str(shape["a_dtype"]),
+                          (1, int(shape["block_k"])), seed, std)
+
+
+def inputs(shape: Shape, seed: int) -> Args:
+    """Normal activations and weights."""
+    return _args(*_rows(shape, int(shape["tokens"]), seed), *_weights(shape, seed), shape)
+
+
+def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
+    """Row counts around the tiles, no row, huge and tiny values, NaN in one row only."""
+    b, b_scale = _weights(shape, seed)
+    for tokens in (0, 1, 5, 7, 13, 150):
+        yield f"{tokens} rows", _args(*_rows(shape, tokens, seed), b, b_scale, shape)
+    for name, std in (("huge", 1e18), ("tiny", 1e-18)):
+        yield name, _args(*_rows(shape, 3, seed, std), b, b_scale, shape)
+    a, a_scale = _rows(shape, 9, seed)
+    if a_scale is None:
+        a[4] = float("nan")
+    else:
+        a_scale[4] = float("nan")
+    yield "NaN in one row", _args(a, a_scale, b, b_scale, shape)
+
+
+def work(shape: Shape) -> Work:
+    """Each operand once."""
+    m, n, k = int(shape["tokens"]), int(shape["n"]), int(shape["k"])
+    block = int(shape["block_n"]), int(shape["block_k"])
+    return Work(2 * m * n * k, weight_bytes(n, k, str(shape["w_dtype"]), block)
+                + weight_bytes(m, k, str(shape["a_dtype"]), (1, block[1]))
+                + m * n * as_dtype(str(shape["out_dtype"])).itemsize)
+
+
+def regime(shape: Shape) -> str:
+    """Few rows wait for memory, many for the multipliers."""
+    return "decode" if int(shape["tokens"]) <= 8 else "prefill"
+
+
+def projections(model: ModelDims) -> tuple[tuple[int, int], ...]:
+    """(N, K) of every dense projection of a model."""
+    h, heads = model.hidden, model.heads
+    q_out = heads * (model.nope + model.rope)
+    q = ((model.q_lora, h), (q_out, model.q_lora)) if model.q_lora else ((q_out, h),)
+    shared = model.moe_inter * model.shared_experts
+    pairs = (*q, (model.kv_lora + model.rope, h),
+             (heads * (model.nope + model.v_dim), model.kv_lora), (h, heads * model.v_dim),
+             (2 * shared, h), (h, shared), (2 * model.dense_inter, h), (h, model.dense_inter))
+    return tuple(dict.fromkeys((n, k) for n, k in pairs if n and k))
+
+
+def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
+    """The dense projections on every number of tokens, and the LM head on a batch's last ones."""
+    def one(n: int, k: int, a: str, w: str, tokens: int) -> Shape:
+        return {"n": n, "k": k, "a_dtype": a, "w_dtype": w, "out_dtype": model.act_dtype,
+                "block_n": model.block, "block_k": model.block, "tokens": tokens}
+
+    dense = [one(n, k, model.act_dtype, model.weight_dtype, tokens)
+             for n, k in projections(model) for tokens in load.tokens]
+    head_dtype = model.act_dtype if len(activation_dtypes(model)) > 1 else model.weight_dtype
+    head = [one(model.vocab, model.hidden, model.act_dtype, head_dtype, batch)
+            for batch in load.batch]
+    return tuple(dense + head)
+
+
+def _odd(tokens: int, n: int, k: int, a: str, w: str, out: str, block: int) -> Shape:
+    return {"tokens": tokens, "n": n, "k": k, "a_dtype": a, "w_dtype": w, "out_dtype": out,
+            "block_n": block, "block_k": block}
+
+
+OP = Operator(
+    name="gemm_nt",
+    static=("n", "k", "a_dtype", "w_dtype", "out_dtype", "block_n", "block_k"),
+    dynamic=("tokens",),
+    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shapes=shapes, regime=regime, rtol=RTOL,
+    odd_shapes=(_odd(7, 77, 200, "float32", "float32", "float32", 128),
+                _odd(5, 77, 200, "bfloat16", "bfloat16", "float32", 128),
+                _odd(40, 150, 331, "float32", "float8_e4m3fn", "float32", 64),
+                _odd(13, 300, 260, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
+                _odd(9, 3, 20, "bfloat16", "float8_e4m3fn", "bfloat16", 24),
+                _odd(33, 256, 256, "float32", "float8_e4m3fn", "float32", 128)),
+)

@@ -1,0 +1,89 @@
+"""Operands of the GEMMs: plain tensors, or e4m3 with block scales; their checks and their data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models import ModelDims
+from ..numerics import as_dtype, dtype_name
+
+FP8 = torch.float8_e4m3fn
+PLAIN = (torch.float32, torch.bfloat16)
+# Accumulated in float32: a sum of K terms errs by about sqrt(K) * 2^-24 of its largest terms, and
+# bfloat16 outputs round by 2^-9 of the element.
+RTOL = {"float32": 2e-5, "bfloat16": 1e-2}
+_PERIOD = 4_194_301                  # a prime: experts cut from one random run all differ
+
+
+def check_operand(name: str, q: Tensor, scale: Tensor | None, axes: str,
+                  blocks: tuple[int, ...]) -> None:
+    """Raise unless q is plain without, or e4m3 with float32 scales of one per block."""
+    if q.ndim != len(blocks):
+        raise ValueError(f"{name} must be [{axes}], got {list(q.shape)}")
+    if q.dtype not in (*PLAIN, FP8):
+        raise TypeError(f"{name} must be float32, bfloat16 or float8_e4m3fn, got {q.dtype}")
+    if (scale is None) != (q.dtype != FP8):
+        raise TypeError(f"{name} has scales if and only if it is float8_e4m3fn, got {q.dtype} with "
+                        f"{'no scales' if scale is None else 'scales'}; pass (q, scale) or a "
+                        "plain tensor")
+    if scale is not None:
+        want = [-(-n // b) for n, b in zip(q.shape, blocks, strict=True)]
+        if list(scale.shape) != want or scale.dtype != torch.float32:
+            raise ValueError(f"scales of {name}{list(q.shape)} in blocks {blocks} must be "
+                             f"float32{want}, got {scale.dtype}{list(scale.shape)}")
+
+
+def check_block(block_n: int, block_k: int) -> None:
+    """Raise unless the block shape is one."""
+    if block_n < 1 or block_k < 1:
+        raise ValueError(f"block_shape must be at least (1, 1), got ({block_n}, {block_k})")
+
+
+def check_out_dtype(out_dtype: torch.dtype) -> None:
+    """Raise unless results can be written in that dtype."""
+    if out_dtype not in PLAIN:
+        raise TypeError(f"out_dtype must be float32 or bfloat16, got {out_dtype}")
+
+
+def plain64(q: Tensor, scale: Tensor | None, block: tuple[int, int]) -> Tensor:
+    """A matrix in float64, its scales applied."""
+    wide = q.to(torch.float32).double()
+    if scale is None:
+        return wide
+    n, k = q.shape
+    full = scale.double().repeat_interleave(block[0], 0)[:n].repeat_interleave(block[1], 1)[:, :k]
+    return wide * full
+
+
+def _repeat(base: Tensor, shape: tuple[int, ...]) -> Tensor:
+    flat = torch.empty(int(torch.Size(shape).numel()), dtype=base.dtype)
+    for first in range(0, flat.numel(), base.numel()):
+        part = flat[first:first + base.numel()]
+        part.copy_(base[:part.numel()])
+    return flat.view(shape)
+
+
+def random_operand(shape: tuple[int, ...], dtype: str, blocks: tuple[int, ...], seed: int,
+                   std: float) -> tuple[Tensor, Tensor | None]:
+    """Normal values of a standard deviation; cheap for gigabytes: one random run, repeated."""
+    g = torch.Generator().manual_seed(seed)
+    base = torch.randn(min(_PERIOD, max(int(torch.Size(shape).numel()), 1)), generator=g)
+    if as_dtype(dtype) != FP8:
+        return _repeat((base * std).to(as_dtype(dtype)), shape), None
+    q = _repeat((base * 100.0).clamp(-448.0, 448.0).to(FP8).view(torch.uint8), shape).view(FP8)
+    scales = tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
+    return q, (torch.rand(scales, generator=g) + 0.5) * (std / 100.0)
+
+
+def weight_bytes(n: int, k: int, dtype: str, block: tuple[int, int]) -> int:
+    """Bytes of a matrix with its scales."""
+    scales = -(-n // block[0]) * -(-k // block[1]) * 4 if as_dtype(dtype) == FP8 else 0
+    return n * k * as_dtype(dtype).itemsize + scales
+
+
+def activation_dtypes(model: ModelDims) -> tuple[tuple[str, bool], ...]:
+    """The activation dtypes a model's GEMMs see, and whether they are FP8 pairs."""
+    fp8 = model.weight_dtype == dtype_name(FP8)
+    return ((model.act_dtype, False), (dtype_name(FP8), True)) if fp8 else (
+        (model.act_dtype, False),)

@@ -1,0 +1,98 @@
+"""CPU lowering: tiles of dot products on the weights as they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.gemm import FP8, Task, scope, tiles
+from .._tvm.gemm_stages import each_row, each_task, scratch, tensor, widen_row, write_tile
+from .._tvm.gemm_stages import space as gemm_space
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+from . import OP, regime
+
+if TYPE_CHECKING:
+    from ...targets.base import Target
+
+
+def space(target: Target, shape: Shape) -> Space:
+    """Tiles and blocking."""
+    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+
+
+def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+    """main(a, a_scale, b, b_scale, x: scratch [M, K] or `a` itself, out)."""
+    n, k = int(static["n"]), int(static["k"])
+    block_n, block_k = int(static["block_n"]), int(static["block_k"])
+    a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
+    g = tiles(n, k, str(static["w_dtype"]), (block_n, block_k), target.lanes, config)
+    order = str(config["order"])
+
+    def gemm(X: Any, B: Any, BS: Any, OUT: Any, rows: Any) -> None:
+        def task(item: Any, chunk: Any) -> None:
+            with scope("task"):
+                C = scratch(g)
+                first = item * g.rows
+                count = T.min(rows - first, g.rows)
+                Task(g, X, lambda r: r, B, BS, C, T.int64(0), first, count,
+                     g.column(chunk)).emit()
+                write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
+
+        each_task((rows + (g.rows - 1)) // g.rows, g.chunks, order, task)
+
+    @T.prim_func(s_tir=True)
+    def main(a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, x: T.handle,
+             o: T.handle):  # type: ignore[no-untyped-def]
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        M = T.int64()
+        MS = T.int64()
+        NS = T.int64()
+        KS = T.int64()
+        A = tensor(a, (M, k), a_dtype)
+        AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
+        B = tensor(b, (1, n, k), g.dtype)
+        BS = tensor(b_s, (1, NS, KS), "float32")
+        X = tensor(x, (M, k), "float32")
+        OUT = tensor(o, (M, n), out_dtype)
+        if a_dtype != "float32":
+            each_row(M, k, lambda r: widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k))
+        gemm(X, B, BS, OUT, M)
+
+    return {"main": main}
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """Contiguous, and fp8 as signed bytes."""
+    x = x.contiguous()
+    return x.view(torch.int8) if x.dtype == torch.float8_e4m3fn else x
+
+
+def scales_of(scale: Tensor | None, axes: int) -> Tensor:
+    """Contiguous scales, or an empty tensor in their place."""
+    return torch.empty((1,) * axes) if scale is None else scale.contiguous()
+
+
+def build(target: Target, shape: Shape, config: Config) -> Kernel:
+    """Bind the compiled function to torch tensors; float32 activations are used in place."""
+    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+
+    def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, block_n: int,
+            block_k: int, out_dtype: torch.dtype, *, out: Outputs) -> None:
+        if not out[0].numel():
+            return
+        a = a.contiguous()
+        x = a if a.dtype == torch.float32 else torch.empty(a.shape)
+        if a_scale is None:
+            a_s = torch.empty((1, -(-a.shape[1] // block_k)))
+        else:
+            a_s = a_scale.contiguous()
+        main(bytes_of(a), a_s, bytes_of(b)[None], scales_of(b_scale, 2)[None], x, out[0])
+
+    return run
+
+
+__all__ = ["FP8", "build", "bytes_of", "lower", "scales_of", "space"]

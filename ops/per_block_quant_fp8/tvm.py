@@ -1,0 +1,102 @@
+"""CPU lowering: a run of blocks per parallel task; each block is read twice, the second time hot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
+from ..fp8 import AMAX_FLOOR
+from ..numerics import as_dtype
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+
+if TYPE_CHECKING:
+    from ...targets.base import Target
+
+_STATIC = ("k", "block_n", "block_k", "dtype", "ue8m0")
+
+
+def space(target: Target, shape: Shape) -> Space:
+    """Vector width inside a block's row, and neighbouring blocks per parallel task."""
+    return Space({"lanes": (16, 32, 8, 64), "blocks": (4, 1, 2, 8, 16)})
+
+
+def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+    """main(w [N, K], q [N, K] uint8, s [NB, KB]); rows of w may be strided."""
+    k, bn, bk = int(static["k"]), int(static["block_n"]), int(static["block_k"])
+    dtype, ue8m0 = str(static["dtype"]), bool(static["ue8m0"])
+    lanes, run = int(config["lanes"]), int(config["blocks"])
+    kblocks, last = -(-k // bk), k - (-(-k // bk) - 1) * bk
+    strips, align = -(-kblocks // run), as_dtype(dtype).itemsize
+
+    def wide(value: Any) -> Any:
+        return T.Cast("float32", value)
+
+    @T.inline
+    def top_of_span(W, r, first, count, w, top):  # type: ignore[no-untyped-def]
+        for i in range(count // w):
+            for l in T.vectorized(w):
+                top[l] = T.max(top[l], magnitude_bits(wide(W[r, first + i * w + l])))
+
+    @T.inline
+    def cast_span(W, Q, r, first, count, w, scale):  # type: ignore[no-untyped-def]
+        for i in range(count // w):
+            for l in T.vectorized(w):
+                Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(
+                    scaled(wide(W[r, first + i * w + l]), scale[0], ue8m0)))
+
+    @T.inline
+    def cast_block(W, Q, S, N, nb, kb, width):  # type: ignore[no-untyped-def]
+        with T.sblock("block"):
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            for l in T.vectorized(lanes):
+                top[l] = bits(T.float32(AMAX_FLOOR))
+            for r in range(T.min(bn, N - nb * bn)):
+                top_of_span(W, nb * bn + r, kb * bk, width, lanes, top)
+                top_of_span(W, nb * bn + r, kb * bk + width // lanes * lanes, width % lanes, 8, top)
+                top_of_span(W, nb * bn + r, kb * bk + width // 8 * 8, width % 8, 1, top)
+            for l in range(1, lanes):
+                top[0] = T.max(top[0], top[l])
+            scale[0] = scale_of(top[0], ue8m0)
+            S[nb, kb] = scale[0]
+            for r in range(T.min(bn, N - nb * bn)):
+                cast_span(W, Q, nb * bn + r, kb * bk, width, lanes, scale)
+                cast_span(W, Q, nb * bn + r, kb * bk + width // lanes * lanes, width % lanes, 8,
+                          scale)
+                cast_span(W, Q, nb * bn + r, kb * bk + width // 8 * 8, width % 8, 1, scale)
+
+    @T.prim_func(s_tir=True)
+    def main(w: T.handle, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        N = T.int32()
+        NB = T.int32()
+        ws = T.int32()
+        # `align`: TVM takes 64 bytes for granted and a slice of a tensor would fault
+        W = T.match_buffer(w, (N, k), dtype, strides=[ws, 1], align=align)
+        Q = T.match_buffer(q, (N, k), "uint8", align=1)
+        S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
+        for task in T.parallel(NB * strips):
+            for i in range(T.min(run, kblocks - task % strips * run)):
+                if task % strips * run + i < kblocks - 1:
+                    cast_block(W, Q, S, N, task // strips, task % strips * run + i, bk)
+                else:
+                    cast_block(W, Q, S, N, task // strips, kblocks - 1, last)
+
+    return {"main": main}
+
+
+def build(target: Target, shape: Shape, config: Config) -> Kernel:
+    """Rows of w must be dense; anything else is copied first."""
+    static = {axis: shape[axis] for axis in _STATIC}
+    main = target.compile("per_block_quant_fp8", static, config)["main"] if shape["k"] else None
+
+    def run(w: Tensor, block_n: int, block_k: int, use_ue8m0: bool, *, out: Outputs) -> None:
+        if w.numel() and main is not None:
+            main(w if w.stride(1) == 1 else w.contiguous(), out[0].view(torch.uint8), out[1])
+
+    return run

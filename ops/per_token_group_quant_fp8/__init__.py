@@ -1,0 +1,123 @@
+"""Cast to FP8 with one scale per token and group of columns (DeepSeek-V3 report, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..fp8 import E4M3_MAX, check_cast, empty_scales, group_cast, scale_count
+from ..models import Load, ModelDims
+from ..numerics import as_dtype, dtype_name
+from ..spec import Args, Operator, Outputs, Shape, Work
+
+
+def shape_of(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
+             tma_aligned_scales: bool, use_ue8m0: bool) -> Shape:
+    """Axes of a call."""
+    if x.ndim < 1 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError("x must be a float32, bfloat16 or float16 tensor [..., K], "
+                        f"got {x.dtype}{list(x.shape)}")
+    check_cast(group_size, eps)
+    k = x.shape[-1]
+    return {"k": k, "group_size": group_size, "dtype": dtype_name(x.dtype), "ue8m0": use_ue8m0,
+            "tokens": x.numel() // max(k, 1)}
+
+
+def empty(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
+          tma_aligned_scales: bool, use_ue8m0: bool) -> Outputs:
+    """q like x in e4m3fn, and the scales [..., ceil(K / group_size)] in float32."""
+    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    groups = scale_count(x.shape[-1], group_size)
+    return q, empty_scales(x, groups, column_major_scales, tma_aligned_scales)
+
+
+def reference(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
+              tma_aligned_scales: bool, use_ue8m0: bool, *, out: Outputs) -> None:
+    """s = max(amax, eps) / 448; q = e4m3(x / s), in float32 with IEEE division."""
+    k, groups = x.shape[-1], scale_count(x.shape[-1], group_size)
+    padded = torch.nn.functional.pad(x.float(), (0, groups * group_size - k))
+    values, scale = group_cast(padded.unflatten(-1, (groups, group_size)), eps, use_ue8m0, (-1,))
+    out[0].copy_(values.flatten(-2)[..., :k])
+    out[1].copy_(scale[..., 0])
+
+
+def _call(x: Tensor, shape: Shape, eps: float = 1e-10, column_major: bool = False,
+          aligned: bool = False) -> Args:
+    return x, int(shape["group_size"]), eps, column_major, aligned, bool(shape["ue8m0"])
+
+
+def inputs(shape: Shape, seed: int) -> Args:
+    """Activations with outlier columns, as MoE inputs have them."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(int(shape["tokens"]), int(shape["k"]), generator=g)
+    x[:, ::61] *= 30.0
+    return _call(x.to(as_dtype(str(shape["dtype"]))), shape)
+
+
+def _strange(k: int, g: torch.Generator) -> Tensor:
+    """Rows with one NaN, one infinity, all infinite, all NaN, a negative zero."""
+    x = torch.randn(5, k, generator=g)
+    x[0, k // 2], x[1, k // 2], x[2], x[3] = torch.nan, -torch.inf, torch.inf, torch.nan
+    x[4] = -0.0
+    return x
+
+
+def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
+    """Zeros, huge, tiny, not finite, ties, powers of two, no token; strided x; scale layouts."""
+    dtype, k = as_dtype(str(shape["dtype"])), int(shape["k"])
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(9, k, generator=g)
+    yield "typical", inputs({**shape, "tokens": 3}, seed)
+    yield "no token", _call(torch.empty(0, k, dtype=dtype), shape)
+    yield "zeros", _call(torch.zeros(2, k, dtype=dtype), shape)
+    yield "huge", _call((x * 1e30).to(dtype), shape)
+    yield "tiny", _call((x * 1e-30).to(dtype), shape)
+    yield "subnormal amax", _call((x * 1e-39).to(dtype), shape, eps=1e-45)
+    yield "not finite", _call(_strange(k, g).to(dtype), shape)
+    ties = torch.arange(4 * k).remainder(481).sub(240).float().div(16).view(4, k)
+    ties[:, ::int(shape["group_size"])] = E4M3_MAX
+    yield "ties", _call(ties.to(dtype), shape)
+    powers = x.sign() * 448.0 * torch.exp2(torch.arange(-4.0, 5.0))[:, None]
+    powers[:, 1::2] *= 0.99
+    yield "amax at powers of two", _call(powers.to(dtype), shape)
+    wide = torch.full((9, k + 3), torch.nan)
+    wide[:, 1:-2] = x
+    yield "columns of a wider tensor", _call(wide.to(dtype)[:, 1:-2], shape)
+    yield "transposed", _call(x.to(dtype).t().contiguous().t(), shape)
+    yield "three axes", _call(x.to(dtype).view(3, 3, k), shape)
+    yield "column-major scales", _call(x.to(dtype), shape, column_major=True)
+    yield "TMA-aligned scales", _call(x.to(dtype), shape, column_major=True, aligned=True)
+    yield "TMA-aligned, three axes", _call(x.to(dtype).view(3, 3, k), shape, 1e-10, True, True)
+
+
+def work(shape: Shape) -> Work:
+    """Read x once, write q and the scales once."""
+    n, k = int(shape["tokens"]), int(shape["k"])
+    size = as_dtype(str(shape["dtype"])).itemsize
+    return Work(3 * n * k, n * k * (size + 1) + 4 * n * scale_count(k, int(shape["group_size"])))
+
+
+def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
+    """The inputs of the expert GEMMs."""
+    return tuple({"k": k, "group_size": model.block, "dtype": model.act_dtype, "ue8m0": False,
+                  "tokens": t} for k in sorted({model.hidden, model.moe_inter})
+                 for t in load.tokens)
+
+
+def _odd(tokens: int, k: int, group_size: int, dtype: str, ue8m0: bool) -> Shape:
+    return {"tokens": tokens, "k": k, "group_size": group_size, "dtype": dtype, "ue8m0": ue8m0}
+
+
+OP = Operator(
+    name="per_token_group_quant_fp8",
+    static=("k", "group_size", "dtype", "ue8m0"),
+    dynamic=("tokens",),
+    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shapes=shapes,
+    rtol={"float8_e4m3fn": 0.0, "float32": 0.0},
+    odd_shapes=(_odd(7, 200, 128, "bfloat16", False), _odd(5, 384, 128, "float32", True),
+                _odd(3, 77, 64, "float32", False), _odd(2, 256, 128, "float16", False),
+                _odd(4, 77, 128, "bfloat16", True), _odd(3, 20, 4, "float32", False)),
+)

@@ -1,0 +1,84 @@
+"""CPU lowering: rows in parallel, one multiply by the block's scale per element."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.fp8 import decode_e4m3_or_nan
+from ..numerics import as_dtype
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+
+if TYPE_CHECKING:
+    from ...targets.base import Target
+
+_STATIC = ("k", "block_size", "dtype")
+
+
+def space(target: Target, shape: Shape) -> Space:
+    """Vector width, rows per parallel task, elements below which one thread runs."""
+    return Space({"lanes": (16, 32, 8, 64), "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
+
+
+def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+    """main(q [N, K] uint8, s [NB, KB], w [N, K]); rows of q may be strided."""
+    k, block, dtype = int(static["k"]), int(static["block_size"]), str(static["dtype"])
+    lanes, rows = int(config["lanes"]), int(config["rows"])
+    kblocks, last = -(-k // block), k - (-(-k // block) - 1) * block
+    serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
+
+    @T.inline
+    def widen_span(Q, S, W, r, kb, first, count, w):  # type: ignore[no-untyped-def]
+        for i in range(count // w):
+            for l in T.vectorized(w):
+                W[r, first + i * w + l] = T.Cast(
+                    dtype, decode_e4m3_or_nan(Q[r, first + i * w + l]) * S[r // block, kb])
+
+    @T.inline
+    def widen_block(Q, S, W, r, kb, width):  # type: ignore[no-untyped-def]
+        widen_span(Q, S, W, r, kb, kb * block, width, lanes)
+        widen_span(Q, S, W, r, kb, kb * block + width // lanes * lanes, width % lanes, 8)
+        widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1)
+
+    @T.inline
+    def widen_row(Q, S, W, r):  # type: ignore[no-untyped-def]
+        for kb in range(kblocks - 1):
+            widen_block(Q, S, W, r, kb, block)
+        widen_block(Q, S, W, r, kblocks - 1, last)
+
+    @T.prim_func(s_tir=True)
+    def main(q: T.handle, s: T.handle, w: T.handle):  # type: ignore[no-untyped-def]
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        N = T.int32()
+        NB = T.int32()
+        qs = T.int32()
+        # `align`: TVM takes 64 bytes for granted and a slice of a tensor would fault
+        Q = T.match_buffer(q, (N, k), "uint8", strides=[qs, 1], align=1)
+        S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
+        W = T.match_buffer(w, (N, k), dtype, align=align)
+        if serial_rows >= N:
+            for r in range(N):
+                widen_row(Q, S, W, r)
+        else:
+            for task in T.parallel((N + (rows - 1)) // rows):
+                for r in range(T.min(rows, N - task * rows)):
+                    widen_row(Q, S, W, task * rows + r)
+
+    return {"main": main}
+
+
+def build(target: Target, shape: Shape, config: Config) -> Kernel:
+    """Scales become float32, rows of q dense."""
+    static = {axis: shape[axis] for axis in _STATIC}
+    main = target.compile("weight_dequant", static, config)["main"] if shape["k"] else None
+
+    def run(q: Tensor, s: Tensor, block_size: int, dtype: torch.dtype, *, out: Outputs) -> None:
+        if q.numel() and main is not None:
+            codes = q.view(torch.uint8)
+            main(codes if q.stride(1) == 1 else codes.contiguous(), s.float().contiguous(), out[0])
+
+    return run

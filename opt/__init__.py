@@ -1,0 +1,9 @@
+"""HOW a config is chosen: space, search, isolated build, check, time, record."""
+
+from __future__ import annotations
+
+from .budget import Budget, Guard
+from .outcome import Event, Outcome
+from .tune import plan, tune, tune_many
+
+__all__ = ["Budget", "Event", "Guard", "Outcome", "plan", "tune", "tune_many"]

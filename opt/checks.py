@@ -1,0 +1,24 @@
+"""Whether a kernel computes what its operator defines."""
+
+from __future__ import annotations
+
+import torch
+
+from ..ops.numerics import SENTINEL, mismatches
+from ..ops.spec import Args, Kernel, Operator, Outputs
+
+
+def run_once(fn: Kernel, op: Operator, args: Args) -> Outputs:
+    """Run on sentinel-filled outputs and cloned in-place arguments; return all that is written."""
+    args = tuple(a.clone() if i in op.mutates else a for i, a in enumerate(args))
+    out = op.empty(*args)
+    for o in out:
+        o.copy_(torch.full((), SENTINEL).to(o.dtype))
+    fn(*args, out=out)
+    return (*out, *(args[i] for i in op.mutates))
+
+
+def why_wrong(op: Operator, kernel: Kernel, name: str, args: Args, want: Outputs) -> str | None:
+    """The first mismatch with the reference's outputs of one case, or None."""
+    why = mismatches(run_once(kernel, op, args), want, op.rtol)
+    return why and f"case {name!r}: {why}"

@@ -1,0 +1,219 @@
+"""What runs in child processes: build a config, check it, time it. JSON in, JSON out."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import import_module
+from itertools import cycle
+from typing import Any
+
+from torch import Tensor
+
+from .. import ops
+from ..ops.space import Config, config_text
+from ..ops.spec import Args, Kernel, Operator, Outputs, Shape
+from ..targets.base import BuildError, RunFailed, Target
+from .checks import run_once, why_wrong
+from .stats import low
+
+SAMPLE_US = 1000.0                   # long against the clock, short against a scheduler's slice
+ROUNDS, FEWEST_ROUNDS = 12, 3
+ARGUMENT_SETS = 8                    # rotated, so that routed weights are as cold as in a model
+HELD_BYTES = 4 << 30                 # cases' inputs kept between candidates, else made again
+RACE_DROP = 1.03                     # a finalist this much behind the leader leaves the race
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and what a job measures; plain JSON on the way to the child."""
+
+    recipe: tuple[str, dict[str, Any]]
+    op: str
+    shape: dict[str, Any]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Keyword `site` of every job."""
+        return asdict(self)
+
+
+def executes(target: Target) -> bool:
+    """Whether kernels of this target really compute, so that they must be right."""
+    return target.evidence() >= "L3"
+
+
+def make_target(recipe: tuple[str, dict[str, Any]]) -> Target:
+    """The target behind a recipe."""
+    module, _, function = recipe[0].partition(":")
+    made: Target = getattr(import_module(module), function)(**recipe[1])
+    return made
+
+
+class Session:
+    """One shape in the measuring child: its inputs, expected outputs and kernels."""
+
+    def __init__(self, site: Site):
+        self.target = make_target(site.recipe)
+        self.op: Operator = ops.load(site.op)
+        self.shape: Shape = site.shape
+        self.seed = site.seed
+        self.args: list[Args] = [()]
+        self.outs: list[Outputs] = [()]
+        self._held: list[tuple[str, Args]] | None = []
+        self._want: list[Outputs] = []
+        self._kernels: dict[str, Kernel] = {}
+        if executes(self.target):
+            self._make_inputs()
+
+    def _make_inputs(self) -> None:
+        first = self.op.inputs(self.shape, self.seed)
+        drawn = [self.op.redraw(first, self.seed + i) for i in range(1, ARGUMENT_SETS)]
+        self.args = [first, *(args for args in drawn if args is not first)]
+        self.outs = [self.op.empty(*args) for args in self.args]
+        held: dict[int, int] = {}
+        for name, args in self.op.cases(self.shape, self.seed):
+            self._want.append(run_once(self.op.reference, self.op, args))
+            held |= {a.untyped_storage().data_ptr(): a.untyped_storage().nbytes()
+                     for a in args if isinstance(a, Tensor)}
+            if sum(held.values()) > HELD_BYTES:
+                self._held = None
+            if self._held is not None:
+                self._held.append((name, args))
+
+    def kernel(self, config: Config) -> Kernel:
+        """A config's kernel, built or loaded once."""
+        text = config_text(config)
+        if text not in self._kernels:
+            self._kernels[text] = self.target.build_kernel(self.op, self.shape, config)
+        return self._kernels[text]
+
+    def keep(self, *configs: Config | None) -> None:
+        """Forget all other kernels: some hold a packed copy of the weights."""
+        texts = {config_text(c) for c in configs if c is not None}
+        self._kernels = {k: v for k, v in self._kernels.items() if k in texts}
+
+    def why_wrong(self, config: Config) -> str | None:
+        """The first case whose outputs are not the reference's, or None."""
+        kernel = self.kernel(config)
+        if not self._want:
+            return None
+        cases = self._held if self._held is not None else self.op.cases(self.shape, self.seed)
+        for (name, args), want in zip(cases, self._want, strict=True):
+            if why := why_wrong(self.op, kernel, name, args, want):
+                return why
+        return None
+
+    def caller(self, config: Config) -> Callable[[], object]:
+        """Calls the config's kernel on one argument set after the other; warm when returned."""
+        kernel = self.kernel(config)
+
+        def bound(args: Args, out: Outputs) -> Callable[[], object]:
+            return lambda: kernel(*args, out=out)
+
+        calls = [bound(args, out) for args, out in zip(self.args, self.outs, strict=True)]
+        for call in calls:
+            call()
+        following = cycle(calls).__next__
+        return lambda: following()()
+
+
+@lru_cache(maxsize=1)
+def _session(text: str) -> Session:
+    data = json.loads(text)
+    return Session(Site(tuple(data["recipe"]), data["op"], data["shape"], data["seed"]))
+
+
+def _session_of(site: dict[str, Any]) -> Session:
+    return _session(json.dumps(site))
+
+
+def _failure(e: Exception) -> dict[str, Any]:
+    """An exception of a candidate as a status."""
+    if isinstance(e, BuildError | RunFailed):
+        return {"status": e.status, "error": str(e)[-2000:]}
+    text = f"{type(e).__name__}: {e}"[-2000:]
+    no_memory = isinstance(e, MemoryError) or "memory" in text and "alloc" in text
+    return {"status": "oom" if no_memory else "run_error", "error": text}
+
+
+def build(site: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Compile a config in this process, a compile child, into the target's cache."""
+    target = make_target(tuple(site["recipe"]))
+    try:
+        target.compile_here(ops.load(site["op"]), site["shape"], config)
+    except Exception as e:               # whatever a compiler raises is one row
+        failure = _failure(e)
+        return failure if failure["status"] != "run_error" else {**failure, "status": "build_error"}
+    return {"status": "ok", "error": ""}
+
+
+def prepare(site: dict[str, Any]) -> dict[str, Any]:
+    """Make inputs and expected outputs of a shape; the following jobs share them."""
+    return {"argument_sets": len(_session_of(site).args)}
+
+
+def measure(site: dict[str, Any], config: dict[str, Any], baseline: dict[str, Any] | None,
+            seconds: float) -> dict[str, Any]:
+    """Check a config on every case, then time it interleaved with the baseline."""
+    session = _session_of(site)
+    session.keep(baseline)
+    try:
+        if why := session.why_wrong(config):
+            return {"status": "wrong", "error": why}
+        timed = _interleave(session, [config, baseline] if baseline else [config], ROUNDS, seconds,
+                            reject=True)
+    except Exception as e:               # whatever a candidate raises is one row
+        return _failure(e)
+    return {"status": "ok", "error": "", "samples": timed[0], "baseline": timed[-1]}
+
+
+def race(site: dict[str, Any], configs: list[dict[str, Any]], rounds: int, seconds: float
+         ) -> list[list[float]]:
+    """Samples of checked configs in shared rounds; the last one is the baseline and stays in."""
+    session = _session_of(site)
+    session.keep(*configs)
+    return _interleave(session, configs, rounds, seconds, reject=False)
+
+
+def is_sound(site: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a config that was right still is: a bad one may have written over our inputs."""
+    return _session_of(site).why_wrong(config) is None
+
+
+def _interleave(session: Session, configs: Sequence[Config], rounds: int, seconds: float,
+                reject: bool) -> list[list[float]]:
+    """Rounds until `rounds` or `seconds` are over, each second one in the reverse order.
+
+    The last config is the baseline. With `reject` a first one that is hopeless ends it all;
+    without, finalists that fall behind the leader leave.
+    """
+    clock, callers = session.target.time_us, [session.caller(c) for c in configs]
+    last = len(configs) - 1
+    inner = max(1, min(1000, round(SAMPLE_US / max(clock(callers[last], 1), 1e-3))))
+    samples: list[list[float]] = [[] for _ in configs]
+    order, shuffler = list(range(len(configs))), random.Random(session.seed)
+    end = time.monotonic() + seconds
+    for done in range(1, rounds + 1):
+        for i in order:
+            samples[i].append(clock(callers[i], inner))
+        if reject and _is_hopeless(samples[0], samples[last]):
+            break
+        if done >= FEWEST_ROUNDS and time.monotonic() > end:
+            break
+        if not reject and done >= FEWEST_ROUNDS + 2:
+            leader = min(low(samples[i]) for i in order)
+            order = [i for i in order if i == last or low(samples[i]) <= RACE_DROP * leader]
+            if len(order) == 1:
+                break
+        order = order[::-1] if done % 2 else shuffler.sample(order, len(order))
+    return samples
+
+
+def _is_hopeless(samples: list[float], baseline: list[float]) -> bool:
+    ratio = min(samples) / min(baseline)
+    return ratio > 3.0 or len(samples) >= FEWEST_ROUNDS and ratio > 1.5

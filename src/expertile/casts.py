@@ -1,0 +1,90 @@
+"""Public FP8 casts and SiLU-and-multiply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .custom_ops import custom_op
+
+_CAST = ("int group_size, float eps, bool column_major_scales, bool tma_aligned_scales, "
+         "bool use_ue8m0) -> (Tensor, Tensor)")
+_per_token_group_quant = custom_op("per_token_group_quant_fp8", f"(Tensor x, {_CAST}")
+_silu_mul_quant = custom_op("silu_mul_quant_fp8", f"(Tensor x, {_CAST}")
+_per_block_quant = custom_op(
+    "per_block_quant_fp8",
+    "(Tensor w, int block_n, int block_k, bool use_ue8m0) -> (Tensor, Tensor)")
+_weight_dequant = custom_op(
+    "weight_dequant", "(Tensor q, Tensor s, int block_size, ScalarType dtype) -> Tensor")
+_silu_mul = custom_op("silu_mul", "(Tensor x) -> Tensor")
+
+
+def per_token_group_quant_fp8(
+        x: Tensor, group_size: int = 128, eps: float = 1e-10, column_major_scales: bool = False,
+        tma_aligned_scales: bool = False, use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """Cast to e4m3 with one scale per token and group of columns (DeepSeek-V3 report, 3.3).
+
+    s = max(amax, eps) / 448 and q = e4m3(x / s), in float32 with IEEE division, round to nearest
+    even, saturating: bit for bit the same on every target.
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16; K need not be a multiple of group_size.
+        group_size: columns per scale.
+        eps: the least amax, so that zeros do not divide by zero.
+        column_major_scales: store the scales with tokens adjacent.
+        tma_aligned_scales: and pad that layout's token stride to 16 bytes.
+        use_ue8m0: round every scale up to a power of two.
+
+    Returns:
+        q [..., K] float8_e4m3fn and s [..., ceil(K / group_size)] float32; x is about q * s.
+
+    Raises:
+        ValueError: x is not a float tensor, or group_size < 1.
+    """
+    q, s = _per_token_group_quant(x, group_size, eps, column_major_scales, tma_aligned_scales,
+                                  use_ue8m0)
+    return q, s
+
+
+def per_block_quant_fp8(w: Tensor, block: tuple[int, int] = (128, 128),
+                        use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """Cast a weight to e4m3 with one scale per block: the format of DeepSeek's FP8 checkpoints.
+
+    Args:
+        w: [N, K] float32, bfloat16 or float16; blocks at the edges may be partial.
+        block: rows and columns per scale.
+        use_ue8m0: round every scale up to a power of two.
+
+    Returns:
+        q [N, K] float8_e4m3fn and s [ceil(N / rows), ceil(K / columns)] float32, which is what a
+        checkpoint calls `weight_scale_inv`.
+    """
+    q, s = _per_block_quant(w, block[0], block[1], use_ue8m0)
+    return q, s
+
+
+def weight_dequant(q: Tensor, s: Tensor, block_size: int = 128,
+                   dtype: torch.dtype = torch.float32) -> Tensor:
+    """The inverse of `per_block_quant_fp8` for square blocks: q * s, [N, K] in `dtype`."""
+    return _as_tensor(_weight_dequant(q, s, block_size, dtype))
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up of x [..., 2H], the gate being the first half; [..., H] in x's dtype."""
+    return _as_tensor(_silu_mul(x))
+
+
+def silu_mul_quant_fp8(
+        x: Tensor, group_size: int = 128, eps: float = 1e-10, column_major_scales: bool = False,
+        tma_aligned_scales: bool = False, use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """`silu_mul` and `per_token_group_quant_fp8` in one pass, without rounding in between.
+
+    Args as there, with x [M, 2H]. Returns q [M, H] and s [M, ceil(H / group_size)].
+    """
+    q, s = _silu_mul_quant(x, group_size, eps, column_major_scales, tma_aligned_scales, use_ue8m0)
+    return q, s
+
+
+def _as_tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

@@ -1,0 +1,57 @@
+"""`expertile demo`: tune the bundled model's operators on this CPU, then generate text on them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import settings, targets
+from ..ops.models import Load, preset
+from .db import where
+from .options import Db
+from .progress import TuneProgress
+from .run import TINY, report_table
+from .tune import outcome_table
+
+# What the bundled model meets: one token at a time, and a prompt of a few tokens.
+_LOAD = Load(tokens=(1, 4), batch=(1,), ctx=(256,))
+
+
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", min=1,
+                                           help="Time for tuning, all shapes together.")] = 110.0,
+    db: Db = None,
+) -> None:
+    """Tune the bundled model's operators for this CPU, then let it write, and say what answered."""
+    from ..model import LLM, SamplingParams
+    from ..ops import load, names
+    from ..opt.budget import Budget
+    from ..opt.tune import tune_all
+    from ..tuning_db.store import TuningDB
+
+    console = Console()
+    target = targets.load("cpu", cache_dir=settings.read().cache_dir)
+    if why := target.available():
+        raise ValueError(f"the demo tunes on this CPU, but {why}")
+    console.print(f"Tuning for {target.device} ({seconds:.0f} s) into {where(db)}")
+    work = [(op, op.shapes(preset("tiny"), _LOAD)) for op in map(load, names())]
+    with TuningDB(where(db)) as store, TuneProgress(console) as progress:
+        outcomes = tune_all([(op, shapes) for op, shapes in work if shapes], target, store,
+                            Budget(seconds=seconds), 0, progress, "expertile demo")
+    console.print(outcome_table(outcomes))
+
+    console.print("\nThe bundled model, on these operators:\n")
+    llm = LLM(TINY, db=where(db))
+    params = SamplingParams(max_tokens=120, temperature=0.7, top_k=40, seed=1)
+    for prompt in ("Return the", "Raise a ValueError if"):
+        print(prompt, end="", flush=True)
+        for piece in llm.stream(prompt, params):
+            print(piece, end="", flush=True)
+        print("\n")
+    rows = llm.op_report()
+    console.print(report_table(rows))
+    if any(r["answered_by"] == "reference" for r in rows):
+        console.print("[red]some operators were answered by the torch reference[/red]")
+        raise typer.Exit(1)

@@ -1,0 +1,82 @@
+"""`expertile doctor`: what this machine can do, per target, with evidence levels."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__, ops, settings, targets
+from .options import Json
+
+_PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "triton", "optuna", "sqlalchemy",
+             "safetensors", "tokenizers", "ascendnpu-ir")
+_TORCH_DEVICE = ("cpu", "cuda", "npu")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _target_row(name: str) -> dict[str, Any]:
+    try:
+        target = targets.load(name)
+    except (ValueError, OSError, ImportError) as e:
+        return {"target": name, "usable": False, "why_not": str(e), "evidence": "L0 described"}
+    why = target.available()
+    lowered = [op for op in ops.names() if ops.has_lowering(op, target.lang)]
+    return {
+        "target": name, "arch": target.arch, "device": target.device, "usable": why is None,
+        "why_not": why, "evidence": target.evidence(), "toolchain": target.toolchain(),
+        "operators": len(lowered), "of": len(ops.names()),
+        "limits": {k: {"value": f.value, "unit": f.unit, "source": f.source,
+                       "confidence": f.confidence} for k, f in target.limits().items()}
+        if why is None else {},
+    }
+
+
+def _threads() -> dict[str, Any]:
+    return {
+        "usable_cpus": len(os.sched_getaffinity(0)), "torch": torch.get_num_threads(),
+        "policy": "kernels use TVM's pool; while the bundled model runs, torch itself uses one "
+                  "thread, so that the two pools do not fight",
+    }
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, per target, with evidence levels."""
+    found = settings.read()
+    report: dict[str, Any] = {
+        "expertile": __version__,
+        "packages": {p: _version(p) for p in _PACKAGES},
+        "targets": [_target_row(name) for name in targets.names()
+                    if name not in ("null", "replay")],
+        "threads": _threads(),
+        "paths": {"user_db": str(found.user_db), "cache": str(found.cache_dir),
+                  "db": found.db, "disabled": found.disabled},
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console()
+    table = Table("target", "device", "usable", "evidence", "operators", "measured limits")
+    for row in report["targets"]:
+        limits = ", ".join(f"{k} {f['value']:.1f} {f['unit']}"
+                           for k, f in row.get("limits", {}).items())
+        table.add_row(row["target"], row.get("device", "-"),
+                      "yes" if row["usable"] else f"no: {row['why_not']}", row["evidence"],
+                      f"{row.get('operators', 0)}/{row.get('of', len(ops.names()))}",
+                      limits or "-")
+    console.print(table)
+    console.print("packages: " + ", ".join(f"{k} {v or 'absent'}"
+                                           for k, v in report["packages"].items()))
+    console.print(f"threads: {report['threads']}")
+    console.print(f"paths: {report['paths']}")

@@ -1,0 +1,94 @@
+"""Options that several verbs share, and how they become operator shapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import ops
+from ..ops.models import TINY_LOAD, Load, ModelDims, from_hf_config, preset
+from ..ops.numerics import as_dtype
+from ..ops.spec import Operator, Shape
+
+Device = Annotated[str, typer.Option("--device", help="Target: cpu, or cpu:N for N threads.")]
+Preset = Annotated[str | None, typer.Option(
+    "--preset", help="Shapes of a named model: tiny, v2-lite, v2, v3, kimi-k2, moonlight, "
+                     "glm-lite.")]
+Model = Annotated[Path | None, typer.Option(
+    "--model", help="Shapes of a model directory or config.json.")]
+Op = Annotated[list[str] | None, typer.Option(
+    "--op", help="Only this operator (repeatable); by default all.")]
+Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel split.")]
+Ep = Annotated[int, typer.Option("--ep", help="Expert-parallel split.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", help="Token counts, e.g. 1,16,256.")]
+Batch = Annotated[str | None, typer.Option("--batch", help="Decode batch sizes, e.g. 1,8.")]
+Ctx = Annotated[str | None, typer.Option("--ctx", help="Context lengths, e.g. 1024,4096.")]
+WeightDtype = Annotated[str | None, typer.Option(
+    "--weight-dtype", help="bfloat16, float32 or float8_e4m3fn; by default the model's.")]
+ActDtype = Annotated[str | None, typer.Option(
+    "--act-dtype", help="Activations: float32 or bfloat16; by default float32 on CPUs, where "
+                        "bfloat16 is storage only.")]
+Db = Annotated[str | None, typer.Option(
+    "--db", help="Tuning database: a SQLite path or a PostgreSQL URL; by default the user's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def ladder(text: str | None, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """"1,16,256" as numbers."""
+    if text is None:
+        return default
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise ValueError(f"--{name} takes positive whole numbers like 1,16,256, got {text!r}")
+    return tuple(sorted({int(p) for p in parts}))
+
+
+def model_dims(named: str | None, path: Path | None, weight_dtype: str | None,
+               act_dtype: str | None, device: str) -> ModelDims:
+    """The model whose operators are meant."""
+    if (named is None) == (path is None):
+        raise ValueError("give exactly one of --preset NAME and --model DIR_OR_CONFIG")
+    if named is not None:
+        model = preset(named)
+    else:
+        assert path is not None
+        model = from_hf_config(_config_json(path), path.resolve().stem)
+    if act_dtype or device.partition(":")[0] == "cpu":
+        model = replace(model, act_dtype=act_dtype or "float32")
+    if weight_dtype:
+        model = replace(model, weight_dtype=weight_dtype)
+    for dtype in (model.act_dtype, model.weight_dtype):
+        as_dtype(dtype)
+    return model
+
+
+def _config_json(path: Path) -> dict[str, object]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config: dict[str, object] = json.loads(file.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{file} must be JSON; {e}") from None
+    return config
+
+
+def shapes_of(model: ModelDims, only: list[str] | None, tokens: str | None, batch: str | None,
+              ctx: str | None) -> list[tuple[Operator, tuple[Shape, ...]]]:
+    """Every wanted operator with the shapes that the model makes of it, duplicates removed."""
+    base = TINY_LOAD if model.name == "tiny" else Load()
+    load = Load(ladder(tokens, "tokens", base.tokens), ladder(batch, "batch", base.batch),
+                ladder(ctx, "ctx", base.ctx))
+    found = []
+    for name in only or ops.names():
+        op = ops.load(name)
+        unique = {json.dumps(dict(s), sort_keys=True): s for s in op.shapes(model, load)}
+        found.append((op, tuple(unique.values())))
+    return found
+
+
+def shape_text(shape: Shape) -> str:
+    """A shape in one line."""
+    return " ".join(f"{axis}={value}" for axis, value in shape.items())

@@ -1,0 +1,69 @@
+"""`expertile run`: generate text with the bundled model, streaming, then say what answered."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .options import Db, Json
+
+TINY = Path(__file__).resolve().parents[1] / "model" / "checkpoint" / "tiny-v3"
+
+
+def report_table(rows: list[dict[str, object]]) -> Table:
+    """Which record answered each operator."""
+    table = Table("operator", "answered by", "tier", "config", "calls",
+                  title="what answered each operator")
+    for r in rows:
+        table.add_row(str(r["op"]), str(r["answered_by"]), str(r["tier"]), str(r["config"]),
+                      str(r["calls"]))
+    return table
+
+
+def run(
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue.")] = None,
+    model: Annotated[Path | None, typer.Option(
+        "--model", help="A DeepSeek-family model directory; by default the bundled one.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 96,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0)] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap in the chat template.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+    db: Db = None,
+    report: Annotated[bool, typer.Option("--report", help="Print which records answered.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate text with the bundled model on the tuned operators."""
+    from ..model import LLM, SamplingParams
+
+    llm = LLM(model or TINY, db=db, threads=threads)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                            max_tokens=max_tokens)
+    outputs = []
+    for text in prompt or ["Return the"]:
+        if chat:
+            text = llm.tokenizer.chat([{"role": "user", "content": text}])
+        start = time.perf_counter()
+        pieces = []
+        if not as_json:
+            print(text, end="", flush=True)
+        for piece in llm.stream(text, params):
+            pieces.append(piece)
+            if not as_json:
+                print(piece, end="", flush=True)
+        if not as_json:
+            print(flush=True)
+        outputs.append({"prompt": text, "text": "".join(pieces),
+                        "seconds": time.perf_counter() - start})
+    if as_json:
+        print(json.dumps({"outputs": outputs, "op_report": llm.op_report()}, indent=2))
+    elif report:
+        Console().print(report_table(llm.op_report()))

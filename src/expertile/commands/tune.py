@@ -1,0 +1,124 @@
+"""`expertile tune`: find the best config of every operator shape of a model on a device."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import settings, targets
+from .db import where
+from .options import (
+    ActDtype,
+    Batch,
+    Ctx,
+    Db,
+    Device,
+    Ep,
+    Json,
+    Model,
+    Op,
+    Preset,
+    Tokens,
+    Tp,
+    WeightDtype,
+    model_dims,
+    shape_text,
+    shapes_of,
+)
+from .progress import TuneProgress
+
+if TYPE_CHECKING:
+    from ..opt.budget import Budget
+    from ..opt.outcome import Outcome
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def parse_budget(seconds: str | None, trials: int | None) -> Budget:
+    """--budget 60s or --trials 20; without either, 20 trials a shape."""
+    from ..opt.budget import Budget
+
+    if seconds is None:
+        return Budget(trials=20 if trials is None else trials)
+    if trials is not None:
+        raise ValueError("give one of --budget and --trials, not both")
+    match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([smh]?)\s*", seconds)
+    if not match:
+        raise ValueError(f"--budget takes a time like 60s, 10m or 1h, got {seconds!r}")
+    return Budget(seconds=float(match[1]) * _UNITS[match[2]])
+
+
+def outcome_table(outcomes: list[Outcome]) -> Table:
+    """operator x shape: default, tuned, speed-up or "default kept", percent of the limit."""
+    table = Table("operator", "shape", "default us", "tuned us", "result", "% of limit", "tried",
+                  title="interleaved low quantiles; the limit is this machine's, measured")
+    for o in outcomes:
+        r, percent = o.record, o.percent_of_floor
+        result = r.decision or r.status
+        if r.decision == "tuned" and r.speedup:
+            result = f"{r.speedup:.2f}x"
+        table.add_row(
+            r.key.op, shape_text(r.key.shape), f"{r.default_us:.1f}" if r.default_us else "-",
+            f"{r.us:.1f}" if r.us else "-", result + (" (noisy)" if r.status == "noisy" else ""),
+            f"{percent:.0f}" if percent else "-", f"{o.trials}{' (kept)' if o.resumed else ''}")
+    return table
+
+
+def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
+    from ..opt.tune import plan
+
+    target = targets.load(device)
+    rows = [p for op, shapes in work for p in plan(op, target, shapes)]
+    if as_json:
+        print(json.dumps({"plan": [p.to_json() for p in rows]}, indent=2))
+        return
+    table = Table("operator", "shape", "configs", "key")
+    for p in rows:
+        table.add_row(p.op, shape_text(p.shape), str(p.configs), p.key_hash[:12])
+    Console().print(table)
+
+
+def tune(
+    device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None, tp: Tp = 1,
+    ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
+    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    budget: Annotated[str | None, typer.Option(
+        "--budget", help="Time for all shapes together: 60s, 30m, 2h.")] = None,
+    trials: Annotated[int | None, typer.Option(
+        "--trials", help="Configs to try for each shape (20 when neither is given).")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of inputs and search.")] = 0,
+    db: Db = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Print keys and space sizes; measure nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune a model's operators for a device. Kill it at any time: it goes on where it stopped."""
+    limit = parse_budget(budget, trials)
+    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
+    work = shapes_of(dims, op, tokens, batch, ctx)
+    if dry_run:
+        _print_plan(work, device, as_json)
+        return
+    from ..opt.tune import tune_all
+    from ..tuning_db.store import TuningDB
+
+    target = targets.load(device, **({"cache_dir": settings.read().cache_dir}
+                                     if device.startswith("cpu") else {}))
+    with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
+        outcomes = tune_all(work, target, store, limit, seed, progress,
+                            shlex.join(["expertile", *sys.argv[1:]]))
+    if as_json:
+        print(json.dumps({"device": target.device, "db": where(db),
+                          "records": [o.to_json() for o in outcomes]}, indent=2))
+    else:
+        Console().print(outcome_table(outcomes))
+        Console().print(f"records are in {where(db)}")
+    if any(o.record.decision is None for o in outcomes):
+        raise typer.Exit(1)          # a default config that is wrong or does not run

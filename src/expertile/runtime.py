@@ -1,0 +1,191 @@
+"""Dispatch: operator call -> axes -> record -> compiled kernel -> launch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from . import ops, settings, targets
+from .ops.space import config_text
+from .ops.spec import Args, Kernel, Operator, Outputs, Shape
+from .targets.base import BuildError, Target
+
+if TYPE_CHECKING:
+    from .tuning_db.lookup import Answer, Snapshot
+
+log = logging.getLogger("expertile")
+_FAMILY = {"cpu": "cpu", "cuda": "cuda", "npu": "ascend"}   # torch device type -> target family
+_MEMO_LIMIT = 65_536                 # distinct call shapes remembered before starting over
+
+AnsweredBy = Literal["tuned", "default", "reference"]
+
+
+@dataclass
+class Bound:
+    """What answers calls of one shape, and why."""
+
+    op: Operator
+    shape: Shape
+    kernel: Kernel
+    by: AnsweredBy
+    config: dict[str, Any]
+    tier: str
+    why: str
+    calls: int = 0
+
+
+class Runtime:
+    """Answers operator calls on one kind of device from one stack of tuning databases.
+
+    Args:
+        device: torch device type whose tensors are served ("cpu", "cuda", "npu").
+        db: a tuning database (path or URL) laid over the project's, the user's and the shipped one.
+        threads: CPU threads of the kernels; by default all that the process may use.
+    """
+
+    def __init__(self, device: str = "cpu", db: str | Path | None = None,
+                 threads: int | None = None):
+        if device not in _FAMILY:
+            raise ValueError(f"device must be one of {', '.join(_FAMILY)}, got {device!r}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.device = device
+        self._db = db
+        self._threads = threads
+        self._settings = settings.read()
+        self._by_shape: dict[tuple[Any, ...], Bound] = {}
+        self._kernels: dict[tuple[str, ...], Kernel] = {}
+        self._said: set[str] = set()
+
+    @cached_property
+    def target(self) -> Target | None:
+        """The device's target, or None while there is none for it."""
+        family = _FAMILY[self.device]
+        if family not in targets.names():
+            return None
+        unit = {"unit": str(self._threads)} if self._threads and family == "cpu" else {}
+        return targets.load(family, cache_dir=self._settings.cache_dir, **unit)
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The layered database, frozen in memory at first use."""
+        from .tuning_db.lookup import load_snapshot
+
+        return load_snapshot(self._db or self._settings.db, user=self._settings.user_db,
+                             project=self._settings.project_db)
+
+    def __call__(self, op: Operator, args: Args, out: Outputs) -> None:
+        """Run one operator into `out`; ValueError/TypeError say what is wrong with the call."""
+        shape = op.shape_of(*args)
+        key = (op.name, *shape.values())
+        bound = self._by_shape.get(key)
+        if bound is None:
+            if len(self._by_shape) >= _MEMO_LIMIT:
+                self._by_shape.clear()
+            bound = self._by_shape[key] = self.bind(op, shape)
+        bound.calls += 1
+        bound.kernel(*args, out=out)
+
+    def bind(self, op: Operator, shape: Shape) -> Bound:
+        """Decide what answers a shape: its record, else the default config, else the reference."""
+        if why := self._unable(op):
+            return self._reference(op, shape, why)
+        assert self.target is not None
+        answer = self.snapshot.answer(op, self.target, shape)
+        default = self.target.space(op, shape).default()
+        try:
+            if answer.config is not None and answer.config != default:
+                config = dict(answer.config)
+                kernel = self._built(op, shape, config)
+                return Bound(op, shape, kernel, "tuned", config, answer.tier, answer.why)
+            kernel = self._built(op, shape, default)
+            return Bound(op, shape, kernel, self._standing(answer), default, answer.tier,
+                         answer.why)
+        except BuildError as e:
+            return self._reference(op, shape, f"its kernel could not be built ({e})")
+
+    def report(self) -> list[dict[str, Any]]:
+        """One row per operator and kernel that answered: which record, which tier, how often."""
+        rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        for bound in self._by_shape.values():
+            static = bound.op.static_of(bound.shape)
+            key = (bound.op.name, str(static), bound.by, config_text(bound.config), bound.tier)
+            row = rows.setdefault(key, {
+                "op": bound.op.name, "static": static, "answered_by": bound.by,
+                "tier": bound.tier, "config": bound.config, "why": bound.why, "calls": 0,
+                "shapes": 0})
+            row["calls"] += bound.calls
+            row["shapes"] += 1
+        return sorted(rows.values(), key=lambda r: (r["op"], str(r["static"]), -r["calls"]))
+
+    @staticmethod
+    def _standing(answer: Answer) -> AnsweredBy:
+        # A record that says "default kept" was measured too: the default is then the tuned choice.
+        return "tuned" if answer.record is not None and answer.config is not None else "default"
+
+    def _unable(self, op: Operator) -> str | None:
+        if self._settings.disabled:
+            return "EXPERTILE_DISABLE is set"
+        if self.target is None:
+            return f"there is no target for {self.device} devices yet"
+        if why := self.target.available():
+            return why
+        if not ops.has_lowering(op.name, self.target.lang):
+            return f"{op.name} has no {self.target.lang} lowering"
+        return None
+
+    def _built(self, op: Operator, shape: Shape, config: dict[str, Any]) -> Kernel:
+        assert self.target is not None
+        # `build` may look at dynamic axes, so kernels are shared only where the shape is the same
+        # or the config is; compiled artifacts are shared by the target's own cache in any case.
+        key = (op.name, str(dict(shape)), config_text(config))
+        if key not in self._kernels:
+            self._kernels[key] = self.target.build_kernel(op, shape, config)
+        return self._kernels[key]
+
+    def _reference(self, op: Operator, shape: Shape, why: str) -> Bound:
+        if why not in self._said:
+            self._said.add(why)
+            log.warning("%s runs as the slow torch reference: %s", op.name, why)
+        return Bound(op, shape, op.reference, "reference", {}, "reference", why)
+
+
+_current: ContextVar[Runtime | None] = ContextVar("expertile_runtime", default=None)
+
+
+@cache
+def default_runtime(device: str) -> Runtime:
+    """The process-wide runtime of a device type, used outside any `use_runtime`."""
+    return Runtime(device)
+
+
+@contextmanager
+def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
+    """Answer all operator calls on this runtime's device inside the block from it."""
+    token = _current.set(runtime)
+    try:
+        yield runtime
+    finally:
+        _current.reset(token)
+
+
+def runtime_for(args: Args) -> Runtime:
+    """The runtime in force for the device of the first tensor in `args`."""
+    device = next(a.device.type for a in args if isinstance(a, Tensor))
+    runtime = _current.get()
+    return runtime if runtime is not None and runtime.device == device else default_runtime(device)
+
+
+def run(op: Operator, args: Args) -> Outputs:
+    """Call an operator into fresh outputs."""
+    out = op.empty(*args)
+    runtime_for(args)(op, args, out)
+    return out

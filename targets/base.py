@@ -1,0 +1,121 @@
+"""What a target is: a device description, a compiler for it, and a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..ops import lowering
+from ..ops.space import Config, Space
+from ..ops.spec import Kernel, Operator, Shape
+
+# Never rounded up; printed wherever a result is shown.
+Evidence = Literal["L0 described", "L1 lowered", "L2 native object", "L3 executed and checked",
+                   "L4 timed"]
+
+
+class BuildError(Exception):
+    """A config could not be compiled. `status` is how a record names the reason."""
+
+    def __init__(self, message: str, status: Literal["build_error", "timeout", "oom"]):
+        super().__init__(message)
+        self.status = status
+
+
+class RunFailed(Exception):
+    """A kernel's own word on how its run went wrong; only the replay target has reason to."""
+
+    def __init__(self, message: str, status: Literal["wrong", "illegal", "run_error", "timeout",
+                                                     "oom"]):
+        super().__init__(message)
+        self.status = status
+
+
+# How a child process makes a target again: "package.module:function" and its JSON arguments.
+Recipe = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A limit or a peak of a device, and how far it can be trusted."""
+
+    value: float
+    unit: str
+    source: str                      # "measured 2026-11-22 ...", "vendor data sheet ...", ...
+    confidence: Literal["measured", "documented", "reported"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a config may run on a device, with the rule and the numbers when not."""
+
+    legal: bool
+    reason: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Artifact(Protocol):
+    """A compiled program: its functions by name."""
+
+    def __getitem__(self, name: str) -> Callable[..., Any]: ...
+
+
+class Lowering(Protocol):
+    """The module ops/<op>/<lang>.py."""
+
+    def space(self, target: Target, shape: Shape) -> Space: ...
+    def lower(self, target: Target, static: Shape, config: Config) -> Any: ...
+    def build(self, target: Target, shape: Shape, config: Config) -> Kernel: ...
+
+
+class Target(Protocol):
+    """A device family member that operators are lowered to."""
+
+    @property
+    def name(self) -> str: ...                   # file or folder in targets/
+    @property
+    def lang(self) -> str: ...                   # "tvm" | "triton": which lowering it takes
+    @property
+    def arch(self) -> str: ...                   # "x86-avx2", "sm_90": names the shipped records
+    @property
+    def device(self) -> str: ...                 # capability fingerprint: part of the key
+    @property
+    def torch_device(self) -> str: ...           # where tensors must live: "cpu", "cuda"
+    @property
+    def aliases(self) -> tuple[str, ...]: ...    # marketing names that mean this device
+
+    def toolchain(self) -> dict[str, str]: ...   # versions that change the code: part of the key
+    def available(self) -> str | None: ...       # None, or why kernels cannot be built and run here
+    def evidence(self) -> Evidence: ...          # the highest level reachable on this machine
+    def limits(self) -> Mapping[str, Figure]: ...
+    def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict: ...
+    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact: ...
+    def space(self, op: Operator, shape: Shape) -> Space: ...
+    def build_kernel(self, op: Operator, shape: Shape, config: Config) -> Kernel: ...
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None: ...  # in a child
+    def recipe(self) -> Recipe: ...
+    def time_us(self, fn: Callable[[], object], inner: int) -> float: ...  # one sample, per call
+
+
+class FromLowering:
+    """The part of a target whose spaces and kernels come from ops/<op>/<lang>.py."""
+
+    def space(self: Target, op: Operator, shape: Shape) -> Space:
+        """The configs of an operator on this target."""
+        made: Space = lowering(op.name, self.lang).space(self, shape)
+        return made
+
+    def build_kernel(self: Target, op: Operator, shape: Shape, config: Config) -> Kernel:
+        """A config, compiled (or found compiled) and ready to be called."""
+        kernel: Kernel = lowering(op.name, self.lang).build(self, shape, config)
+        return kernel
+
+
+class VectorTarget(Target, Protocol):
+    """A CPU-like target: what tile sizes and split counts are chosen from."""
+
+    @property
+    def lanes(self) -> int: ...                  # float32 lanes of a vector register
+    @property
+    def threads(self) -> int: ...

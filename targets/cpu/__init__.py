@@ -1,0 +1,135 @@
+"""CPUs through TVM: describe this one, compile for it, time on it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from os import sched_getaffinity
+from pathlib import Path
+from shutil import which
+
+import torch
+
+from ...ops.space import Config
+from ...ops.spec import Operator, Shape
+from ..base import Artifact, Evidence, Figure, FromLowering, Recipe, Verdict
+from . import artifacts
+from . import limits as measured
+
+# LLVM's name of a feature level, not of this machine: an artifact is the same on every host of it.
+_MCPU = {"x86-avx512": "x86-64-v4", "x86-avx2": "x86-64-v3", "x86": "x86-64-v2",
+         "aarch64": "generic"}
+_LANES = {"x86-avx512": 16, "x86-avx2": 8, "x86": 4, "aarch64": 4}
+
+
+@cache
+def host_arch() -> str:
+    """This CPU's feature level, as torch reports it."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "aarch64"
+    level = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": "x86-avx512", "AVX2": "x86-avx2"}.get(level, "x86")
+
+
+@cache
+def _tvm_version() -> str:
+    try:
+        return version("apache-tvm")
+    except PackageNotFoundError:
+        return "absent"
+
+
+@dataclass(frozen=True)
+class CpuTarget(FromLowering):
+    """A CPU with a number of threads. Kernels are cached on disk below `cache_dir`."""
+
+    threads: int
+    cache_dir: Path
+    arch: str = field(default_factory=host_arch)
+    name: str = "cpu"
+    lang: str = "tvm"
+    torch_device: str = "cpu"
+    aliases: tuple[str, ...] = ()
+    isolate: bool = True             # compile in a child process; False: this is one already
+
+    @property
+    def device(self) -> str:
+        """Feature level and threads: what a record's validity depends on."""
+        return f"{self.arch}-t{self.threads}"
+
+    @property
+    def mcpu(self) -> str:
+        """LLVM's CPU level for this arch."""
+        return _MCPU[self.arch]
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of one vector register."""
+        return _LANES[self.arch]
+
+    def toolchain(self) -> dict[str, str]:
+        """Versions and flags that change the generated code."""
+        return {"tvm": _tvm_version(), "mcpu": self.mcpu}
+
+    def available(self) -> str | None:
+        """None, or why kernels cannot be built here and what to do about it."""
+        if find_spec("tvm") is None:
+            return "TVM is not installed; run: pip install 'expertile[cpu]'"
+        if not (which("c++") or which("g++") or which("clang++")):
+            return "no C++ compiler links kernels; install one, for example: apt-get install g++"
+        if self.arch != host_arch():
+            return f"this machine is {host_arch()}, not {self.arch}"
+        return None
+
+    def evidence(self) -> Evidence:
+        """Timed here when this machine is of that arch, else native objects only."""
+        if find_spec("tvm") is None:
+            return "L0 described"
+        return "L4 timed" if self.available() is None else "L2 native object"
+
+    def limits(self) -> Mapping[str, Figure]:
+        """Measured read bandwidth and FMA peak of this machine at this thread count."""
+        return measured.load_or_measure(self)
+
+    def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict:
+        """A CPU config is legal when it belongs to its space."""
+        why = self.space(op, shape).why_not(config)
+        return Verdict(why is None, why or "")
+
+    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact:
+        """The compiled functions of a config: from the disk cache, else built in a child."""
+        return artifacts.load_or_build(self, op_name, static, config)
+
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None:
+        """Put a config's artifacts into the disk cache, compiling in this very process."""
+        replace(self, isolate=False).build_kernel(op, shape, config)
+
+    def recipe(self) -> Recipe:
+        """How a child process makes this target again."""
+        return (f"{__name__}:target", {"unit": str(self.threads), "cache_dir": str(self.cache_dir),
+                                       "arch": self.arch})
+
+    def time_us(self, fn: Callable[[], object], inner: int) -> float:
+        """Wall time of one of `inner` calls in a row, in microseconds."""
+        start = time.perf_counter_ns()
+        for _ in range(inner):
+            fn()
+        return (time.perf_counter_ns() - start) / inner / 1e3
+
+
+def target(unit: str = "", cache_dir: str | Path | None = None,
+           arch: str | None = None) -> CpuTarget:
+    """This CPU; `unit` is a thread count ("cpu:1"), by default all that the process may use."""
+    threads = int(unit) if unit.isdigit() and int(unit) else 0
+    if unit and not threads:
+        raise ValueError(f"cpu:N takes a number of threads N >= 1, got 'cpu:{unit}'")
+    if cache_dir is None:
+        from platformdirs import user_cache_path
+
+        cache_dir = user_cache_path("expertile")
+    return CpuTarget(threads or len(sched_getaffinity(0)), Path(cache_dir), arch or host_arch())

@@ -1,0 +1,131 @@
+"""Compiled CPU kernels on disk, by content: a second process compiles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...ops.source import source_hash
+from ...ops.space import Config
+from ...ops.spec import Shape
+from ..base import Artifact, BuildError
+from ..child import Child, ChildCrashed, ChildFailed, ChildTimeout
+
+if TYPE_CHECKING:
+    from . import CpuTarget
+
+BUILD_TIMEOUT_S = 120.0              # a 4096-fold unroll keeps LLVM busy for more than 100 s
+
+
+def artifact_path(target: CpuTarget, op_name: str, static: Shape, config: Config) -> Path:
+    """Where the artifact of a config stands: its name is a hash of all that decides its code."""
+    identity = [op_name, sorted(static.items()), sorted(config.items()), target.toolchain(),
+                target.arch, target.threads, source_hash(op_name, target.lang)]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return target.cache_dir / "kernels" / f"{op_name}-{digest[:24]}.so"
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def is_sound(path: Path) -> bool:
+    """Whether an artifact is there and is, bit for bit, what was built."""
+    try:
+        want = _digest_path(path).read_text()
+        return hashlib.sha256(path.read_bytes()).hexdigest() == want
+    except OSError:
+        return False
+
+
+@cache
+def _builder() -> Child:
+    return Child()
+
+
+def build_in_child(target: CpuTarget, op_name: str, static: Shape, config: Config,
+                   child: Child | None = None, timeout_s: float = BUILD_TIMEOUT_S) -> Path:
+    """Make sure that the artifact is on disk; BuildError says why when it cannot be."""
+    path = artifact_path(target, op_name, static, config)
+    if is_sound(path):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (child or _builder()).call(
+            f"{__name__}:build_artifact", timeout_s, arch=target.arch, threads=target.threads,
+            cache_dir=str(target.cache_dir), op_name=op_name, static=dict(static),
+            config=dict(config))
+    except ChildTimeout as e:
+        raise BuildError(str(e), "timeout") from e
+    except ChildCrashed as e:
+        raise BuildError(str(e), "build_error") from e
+    except ChildFailed as e:
+        raise BuildError(str(e), "oom" if e.kind == "MemoryError" else "build_error") from e
+    return path
+
+
+def build_artifact(arch: str, threads: int, cache_dir: str, op_name: str, static: dict[str, Any],
+                   config: dict[str, Any]) -> str:
+    """Runs in the child: lower, compile, link, move into place."""
+    import tvm
+
+    from ...ops import lowering
+    from . import CpuTarget
+
+    target = CpuTarget(threads, Path(cache_dir), arch)
+    path = artifact_path(target, op_name, static, config)
+    functions = lowering(op_name, target.lang).lower(target, static, config)
+    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu, "num-cores": threads})
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = Path(scratch) / "kernel.so"
+        tvm.compile(tvm.IRModule(functions), target=llvm).export_library(str(built))
+        digest = Path(scratch) / "digest"
+        digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+        os.replace(built, path)
+        os.replace(digest, _digest_path(path))
+    return str(path)
+
+
+@cache
+def _use_threads(threads: int) -> None:
+    import tvm
+
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    configure(1, threads)
+
+
+class _Module:
+    """A loaded artifact; the TVM pool has the target's threads from then on."""
+
+    def __init__(self, path: Path, threads: int):
+        import tvm
+
+        self._module: Any = tvm.runtime.load_module(str(path))
+        _use_threads(threads)
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        function: Callable[..., Any] = self._module[name]
+        return function
+
+
+@cache
+def _loaded(path: Path, threads: int) -> _Module:
+    return _Module(path, threads)
+
+
+def load_or_build(target: CpuTarget, op_name: str, static: Shape, config: Config) -> Artifact:
+    """The artifact's functions; a damaged cache entry is built again."""
+    if target.isolate:
+        return _loaded(build_in_child(target, op_name, static, config), target.threads)
+    path = artifact_path(target, op_name, static, config)
+    if not is_sound(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        build_artifact(target.arch, target.threads, str(target.cache_dir), op_name, dict(static),
+                       dict(config))
+    return _loaded(path, target.threads)

@@ -1,0 +1,36 @@
+"""The checks that every lowering of every operator must pass."""
+
+from __future__ import annotations
+
+import torch
+
+from expertile import ops
+from expertile.ops.numerics import SENTINEL, mismatches
+from expertile.ops.space import Config
+from expertile.ops.spec import Args, Kernel, Operator, Outputs, Shape
+from expertile.targets.base import Target
+
+
+def run_once(fn: Kernel, op: Operator, args: Args) -> Outputs:
+    """Run on sentinel-filled outputs and cloned in-place arguments; return all that is written."""
+    args = tuple(a.clone() if i in op.mutates else a for i, a in enumerate(args))
+    out = op.empty(*args)
+    for o in out:
+        o.copy_(torch.full((), SENTINEL).to(o.dtype))
+    fn(*args, out=out)
+    return (*out, *(args[i] for i in op.mutates))
+
+
+def check(op: Operator, kernel: Kernel, shape: Shape, seed: int = 0) -> None:
+    """Compare a kernel with the reference on every adversarial case of a shape."""
+    for name, args in op.cases(shape, seed):
+        want = run_once(op.reference, op, args)
+        why = mismatches(run_once(kernel, op, args), want, op.rtol)
+        assert why is None, f"{op.name} {dict(shape)} case {name!r}: {why}"
+
+
+def check_config(op: Operator, target: Target, shape: Shape, config: Config | None = None) -> None:
+    """Build one config of a shape (the default one if None) and check it."""
+    lowering = ops.lowering(op.name, target.lang)
+    kernel = lowering.build(target, shape, config or lowering.space(target, shape).default())
+    check(op, kernel, shape)
