@@ -1,8 +1,9 @@
 """The bundled inference model of the DeepSeek-V2/V3 family."""
 
 from .config import ModelConfig
-from .llm import LLM, Chunk, Output
+from .llm import LLM
+from .outputs import Output, Piece
 from .sampler import SamplingParams
 from .tokenizer import Tokenizer
 
-__all__ = ["LLM", "Chunk", "ModelConfig", "Output", "SamplingParams", "Tokenizer"]
+__all__ = ["LLM", "ModelConfig", "Output", "Piece", "SamplingParams", "Tokenizer"]

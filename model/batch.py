@@ -18,6 +18,10 @@ from .layers import RouteObserver
 MlaChoice = Literal["auto", "absorbed", "expanded"]
 MlaPath = Literal["absorbed", "expanded"]
 
+# Rows of mla_decode: one new token, or two when a drafted one is verified. The number selects a
+# compiled kernel, so that longer chunks must not each bring their own.
+_S_Q = (1, 2)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -47,10 +51,10 @@ class Batch:
     def decode_rows(self) -> tuple[int, Tensor, Tensor]:
         """s_q, block_table and cache_seqlens for mla_decode.
 
-        Sequences with equally many new tokens are rows of s_q tokens each; otherwise every token
-        is a row of its own that ends with itself, which needs no padding.
+        Sequences that all have one or two new tokens are rows of so many; otherwise every token is
+        a row of its own that ends with itself, which needs no padding.
         """
-        if len(set(self.q_lens)) == 1:
+        if len(set(self.q_lens)) == 1 and self.q_lens[0] in _S_Q:
             lens = torch.tensor(self.k_lens, dtype=torch.int32, device=self.ids.device)
             return self.q_lens[0], self.block_table, lens
         repeats = torch.tensor(self.q_lens, device=self.ids.device)

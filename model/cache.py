@@ -87,9 +87,14 @@ class LatentCache:
         seq.pages, seq.length = [], 0
 
     def block_table(self, seqs: Sequence[CachedSequence]) -> Tensor:
-        """[B, most pages] int32; unused entries are -1."""
-        table = torch.full((len(seqs), max((len(s.pages) for s in seqs), default=0)), -1,
-                           dtype=torch.int32)
+        """[B, most pages] int32; unused entries are -1.
+
+        The width is a power of two: it is an axis that records are looked up by, and a new one at
+        every page would be a new look-up at every page.
+        """
+        most = max((len(s.pages) for s in seqs), default=0)
+        width = 1 << max(most - 1, 0).bit_length()
+        table = torch.full((len(seqs), width), -1, dtype=torch.int32)
         for row, seq in zip(table, seqs, strict=True):
             row[:len(seq.pages)] = torch.tensor(seq.pages, dtype=torch.int32)
         return table.to(self.storage.device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config_keys import mapping, need, number, read_json, size, token_ids
 from .rope import RopeConfig
 
 # The normalisations inside MLA use the default of the releases' modeling code, whatever
@@ -96,14 +96,14 @@ class ModelConfig:
         config = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         if generation.exists() and "eos_token_id" in (more := read_json(generation)):
-            config["eos_token_id"] = [*_ids(config.get("eos_token_id")),
-                                      *_ids(more["eos_token_id"])]
+            config["eos_token_id"] = [*token_ids(config.get("eos_token_id")),
+                                      *token_ids(more["eos_token_id"])]
         return ModelConfig.from_dict(config)
 
     @staticmethod
     def from_dict(c: Mapping[str, Any]) -> ModelConfig:
         """Normalise a config.json; ValueError names the key that is absent or not understood."""
-        model_type = _need(c, "model_type")
+        model_type = need(c, "model_type")
         if model_type not in MODEL_TYPES:
             raise ValueError(f"config.json: model_type must be one of {', '.join(MODEL_TYPES)}, "
                              f"got {model_type!r}")
@@ -111,61 +111,23 @@ class ModelConfig:
             if c.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"config.json: {key} must be {allowed[0]!r}, got {c[key]!r}; "
                                  f"the bundled model has no other variant")
-        max_positions = _size(c, "max_position_embeddings")
-        experts = _size(c, "n_routed_experts")
+        max_positions = size(c, "max_position_embeddings")
+        experts = size(c, "n_routed_experts")
         return ModelConfig(
-            model_type=model_type, vocab_size=_size(c, "vocab_size"),
-            hidden_size=_size(c, "hidden_size"), num_layers=_size(c, "num_hidden_layers"),
-            num_heads=_size(c, "num_attention_heads"),
-            q_lora_rank=_size(c, "q_lora_rank", at_least=0, null=0),
-            kv_lora_rank=_size(c, "kv_lora_rank"), nope_dim=_size(c, "qk_nope_head_dim"),
-            rope_dim=_size(c, "qk_rope_head_dim", multiple=2), v_dim=_size(c, "v_head_dim"),
-            intermediate_size=_size(c, "intermediate_size"),
-            moe_intermediate_size=_size(c, "moe_intermediate_size"), num_experts=experts,
-            num_shared_experts=_size(c, "n_shared_experts", at_least=0, null=0),
+            model_type=model_type, vocab_size=size(c, "vocab_size"),
+            hidden_size=size(c, "hidden_size"), num_layers=size(c, "num_hidden_layers"),
+            num_heads=size(c, "num_attention_heads"),
+            q_lora_rank=size(c, "q_lora_rank", at_least=0, null=0),
+            kv_lora_rank=size(c, "kv_lora_rank"), nope_dim=size(c, "qk_nope_head_dim"),
+            rope_dim=size(c, "qk_rope_head_dim", multiple=2), v_dim=size(c, "v_head_dim"),
+            intermediate_size=size(c, "intermediate_size"),
+            moe_intermediate_size=size(c, "moe_intermediate_size"), num_experts=experts,
+            num_shared_experts=size(c, "n_shared_experts", at_least=0, null=0),
             first_moe_layer=_first_moe_layer(c), routing=_routing(c, experts),
-            rms_norm_eps=float(_need(c, "rms_norm_eps")), max_positions=max_positions,
+            rms_norm_eps=number(c, "rms_norm_eps"), max_positions=max_positions,
             rope=RopeConfig.from_dict(c),
             tie_word_embeddings=bool(c.get("tie_word_embeddings", False)),
-            eos_token_ids=_ids(c.get("eos_token_id")), fp8_block=_fp8_block(c))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError names the file that is absent or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; a model directory must hold it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{path} cannot be read as JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _need(c: Mapping[str, Any], key: str) -> Any:
-    if key not in c:
-        raise ValueError(f"config.json: key {key!r} is missing; a {c.get('model_type', 'DeepSeek')}"
-                         f" model must state it")
-    return c[key]
-
-
-def _size(c: Mapping[str, Any], key: str, at_least: int = 1, multiple: int = 1,
-          null: int | None = None) -> int:
-    value = _need(c, key)
-    if value is None and null is not None:
-        return null
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least \
-            or value % multiple:
-        rule = f"an integer >= {at_least}" + (f", a multiple of {multiple}" * (multiple > 1))
-        raise ValueError(f"config.json: {key} must be {rule}, got {value!r}")
-    return value
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(dict.fromkeys(value)) if isinstance(value, list) else (value,)
+            eos_token_ids=token_ids(c.get("eos_token_id")), fp8_block=_fp8_block(c))
 
 
 def _first_moe_layer(c: Mapping[str, Any]) -> int:
@@ -177,7 +139,7 @@ def _first_moe_layer(c: Mapping[str, Any]) -> int:
         return int(first)
     if c["model_type"] == "glm4_moe_lite" and "first_k_dense_replace" not in c:
         return 1
-    return _size(c, "first_k_dense_replace", at_least=0)
+    return size(c, "first_k_dense_replace", at_least=0)
 
 
 def _routing(c: Mapping[str, Any], experts: int) -> RoutingConfig:
@@ -191,9 +153,9 @@ def _routing(c: Mapping[str, Any], experts: int) -> RoutingConfig:
         raise ValueError(f"config.json: scoring_func must be {scoring!r} with topk_method "
                          f"{method!r}, got {given!r}")
     n_group, topk_group = (1, 1) if method == "greedy" else (
-        _size({"n_group": 1, **c}, "n_group", null=1),
-        _size({"topk_group": 1, **c}, "topk_group", null=1))
-    top_k = _size(c, "num_experts_per_tok")
+        size({"n_group": 1, **c}, "n_group", null=1),
+        size({"topk_group": 1, **c}, "topk_group", null=1))
+    top_k = size(c, "num_experts_per_tok")
     if experts % n_group or topk_group > n_group or top_k > experts // n_group * topk_group:
         raise ValueError(f"config.json: n_group must divide n_routed_experts and topk_group groups "
                          f"must hold num_experts_per_tok experts, got {n_group=}, {topk_group=}, "
@@ -207,7 +169,7 @@ def _routing(c: Mapping[str, Any], experts: int) -> RoutingConfig:
 
 
 def _fp8_block(c: Mapping[str, Any]) -> int:
-    quant = c.get("quantization_config")
+    quant = mapping(c, "quantization_config")
     if not quant:
         return 0
     if (how := quant.get("quant_method")) != "fp8":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,20 @@ import torch
 from torch import Tensor
 
 from .. import Runtime, use_runtime
-from .batch import MlaChoice, make_batch
-from .cache import CachedSequence, LatentCache
+from .batch import MlaChoice
+from .cache import LatentCache
 from .config import ModelConfig
-from .engine import Engine, FinishReason, Request, make_request
+from .engine import Engine, Request, make_request
 from .layers import RouteObserver
+from .outputs import Output, Piece, output_of
 from .sampler import SamplingParams
+from .scoring import checked_rows, logits, row_lengths, step_sizes, surprise
 from .tokenizer import Message, Tokenizer
 from .transformer import load_transformer
 from .weights import Checkpoint
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Tensor
 _DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished continuation; text is "" for a checkpoint without tokenizer."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    prompt_token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] | None = None
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a streamed continuation; finish_reason is set on the last one."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason | None = None
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class LLM:
@@ -82,7 +61,7 @@ class LLM:
         self.runtime = Runtime(device, db=db, threads=threads)
         self.config = ModelConfig.from_dir(folder)
         self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
-        where = torch.device(device)
+        where = _torch_device(device)
         with torch.inference_mode(), use_runtime(self.runtime):
             files = Checkpoint(folder, self.config, _DTYPES[name], where)
             self.model = load_transformer(self.config, files, where, w8a8)
@@ -108,14 +87,14 @@ class LLM:
         with self._active():
             for _ in engine.run():
                 pass
-        return [_output(r) for r in requests]
+        return [output_of(r) for r in requests]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Continue one prompt, yielding text as soon as it is certain."""
         engine = Engine(self.model, self.cache, *self._limits)
         r = make_request(self._ids(prompt), params or SamplingParams(), self.tokenizer)
         engine.add(r)
-        return self._chunks(engine, r)
+        return self._pieces(engine, r)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
         """Answer a conversation in the checkpoint's chat template."""
@@ -144,62 +123,34 @@ class LLM:
         Returns:
             [B, T, V] float32.
         """
-        rows = torch.as_tensor(ids)
-        if rows.ndim != 2 or rows.dtype.is_floating_point:
-            raise ValueError(f"ids must be integers [B, T], got {rows.dtype}{list(rows.shape)}")
-        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size:
-            raise ValueError(f"ids must be 0 .. {self.config.vocab_size - 1}, got "
-                             f"{int(rows.min())} .. {int(rows.max())}")
-        total = rows.shape[1]
-        ends = [total] * len(rows) if lengths is None else [int(n) for n in lengths]
-        if len(ends) != len(rows) or any(not 0 <= n <= total for n in ends):
-            raise ValueError(f"lengths must be {len(rows)} numbers of 0 .. {total}, got {ends}")
-        out = torch.zeros(*rows.shape, self.config.vocab_size)
-        seqs = [CachedSequence() for _ in ends]
-        tokens, start = rows.tolist(), 0
-        try:
-            with self._active():
-                for size in _steps(total, prefill, chunk):
-                    live = [b for b, end in enumerate(ends) if start < end]
-                    if live:
-                        new = [tokens[b][start:min(start + size, ends[b])] for b in live]
-                        made = self._forward([seqs[b] for b in live], new, mla, on_route)
-                        for b, part in zip(live, made.split([len(n) for n in new]), strict=True):
-                            out[b, start:start + len(part)] = part
-                    start += size
-        finally:
-            for seq in seqs:
-                self.cache.release(seq)
-        return out
+        rows = checked_rows(self.config, torch.as_tensor(ids))
+        ends, steps = row_lengths(rows, lengths), step_sizes(rows.shape[1], prefill, chunk)
+        with self._active():
+            return logits(self.model, self.cache, rows, ends, steps, mla, on_route)
 
     def perplexity(self, ids: str | Sequence[int] | Tensor, chunk: int = 512) -> float:
-        """exp of the mean negative log-likelihood of each token given those before it."""
-        listed = self._ids(ids if isinstance(ids, str) else torch.as_tensor(ids).flatten().tolist())
-        if len(listed) < 2:
-            raise ValueError(f"perplexity needs at least two tokens, got {len(listed)}")
-        seq, total = CachedSequence(), 0.0
-        wanted = torch.tensor(listed[1:])
-        try:
-            with self._active():
-                for start in range(0, len(wanted), chunk):
-                    part = wanted[start:start + chunk]
-                    made = self._forward([seq], [listed[start:start + len(part)]], "auto", None)
-                    total += float(torch.nn.functional.cross_entropy(
-                        made.cpu().double(), part, reduction="sum"))
-        finally:
-            self.cache.release(seq)
-        return math.exp(total / len(wanted))
+        """exp of the mean negative log-likelihood of each token given those before it.
+
+        Args:
+            ids: a text, tokens [T], or [B, T] independent rows of tokens.
+            chunk: tokens per step.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        rows = torch.as_tensor(self._ids(ids) if isinstance(ids, str) else ids)
+        if rows.ndim not in (1, 2) or rows.shape[-1] < 2 or not rows.numel():
+            raise ValueError(f"perplexity needs at least two tokens, [T] or [B, T], got "
+                             f"{list(rows.shape)}")
+        rows = checked_rows(self.config, rows.reshape(-1, rows.shape[-1]))
+        with self._active():
+            total = sum(surprise(self.model, self.cache, row, chunk) for row in rows)
+        return math.exp(total / rows[:, 1:].numel())
 
     def op_report(self) -> list[dict[str, Any]]:
         """One row per operator that ran: which record answered it, and in which tier."""
         return self.runtime.report()
 
-    def _forward(self, seqs: list[CachedSequence], new: list[list[int]], mla: MlaChoice,
-                 on_route: RouteObserver | None) -> Tensor:
-        batch = make_batch(self.config, self.cache, seqs, new, mla, on_route)
-        return self.model.logits(self.model.hidden(batch, self.cache))
-
-    def _chunks(self, engine: Engine, r: Request) -> Iterator[Chunk]:
+    def _pieces(self, engine: Engine, r: Request) -> Iterator[Piece]:
         shown = told = 0
         steps = engine.run()
         try:
@@ -208,7 +159,7 @@ class LLM:
                     next(steps)
                 text = r.settled_text()
                 if len(text) > shown or r.finish_reason is not None or self.tokenizer is None:
-                    yield Chunk(text[shown:], r.token_ids[told:], r.finish_reason)
+                    yield Piece(text[shown:], r.token_ids[told:], r.finish_reason)
                     shown, told = len(text), len(r.token_ids)
         finally:
             steps.close()            # type: ignore[attr-defined]
@@ -225,7 +176,9 @@ class LLM:
             torch.set_num_threads(threads)
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        return self._needed_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self._needed_tokenizer().encode(prompt)
+        return [int(i) for i in prompt]
 
     def _needed_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -234,29 +187,16 @@ class LLM:
 
     @staticmethod
     def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        if isinstance(prompts, Tensor):
+            return [prompts] if prompts.ndim == 1 else list(prompts)
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Integral)):
             return [prompts]         # type: ignore[list-item]
         return list(prompts)         # type: ignore[arg-type]
 
 
-def _output(r: Request) -> Output:
-    assert r.finish_reason is not None
-    return Output(r.text, r.token_ids, r.finish_reason, r.prompt,
-                  r.logprobs if r.params.logprobs else None)
-
-
-def _steps(total: int, prefill: int | None, chunk: int | Sequence[int] | None) -> list[int]:
-    """Sizes of the steps that `total` tokens are computed in."""
-    first = total if prefill is None else prefill
-    if not 0 <= first <= total:
-        raise ValueError(f"prefill must be 0 .. {total}, the length of ids, got {prefill}")
-    sizes = [first] if chunk is None else (
-        [chunk] * -(-first // max(chunk, 1)) if isinstance(chunk, int) else list(chunk))
-    if isinstance(chunk, int) and chunk < 1 or any(n < 1 for n in sizes if first):
-        raise ValueError(f"chunk must be at least 1, got {chunk!r}")
-    steps: list[int] = []
-    left = first
-    for size in sizes:
-        steps.append(min(size, left))
-        left -= steps[-1]
-    return [n for n in (*steps, left) if n] + [1] * (total - first)
+def _torch_device(device: str) -> torch.device:
+    """A device that torch can use here, tried once."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as e:      # torch's answers to a device it cannot reach
+        raise ValueError(f"device {device!r} cannot be used by this torch: {e}") from e

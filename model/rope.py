@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config_keys import mapping, number, size
+
 ROPE_TYPES = ("default", "yarn")
 
 
@@ -29,13 +31,8 @@ class RopeConfig:
     @staticmethod
     def from_dict(c: Mapping[str, Any]) -> RopeConfig:
         """Read rope_theta and rope_scaling (releases) or rope_parameters (transformers 5)."""
-        scaling = dict(c.get("rope_scaling") or c.get("rope_parameters") or {})
-        theta = scaling.get("rope_theta", c.get("rope_theta"))
-        if theta is None and (more := c.get("rope_parameters")):
-            theta = more.get("rope_theta")
-        if theta is None:
-            raise ValueError("config.json: key 'rope_theta' is missing; the base of the rotary "
-                             "frequencies must be stated")
+        scaling = mapping(c, "rope_parameters") | mapping(c, "rope_scaling")
+        theta = number({**c, **scaling}, "rope_theta")
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ROPE_TYPES:
             raise ValueError(f"config.json: the rope type must be one of {', '.join(ROPE_TYPES)}, "
@@ -43,14 +40,13 @@ class RopeConfig:
         if (part := scaling.get("partial_rotary_factor", 1.0)) != 1.0:
             raise ValueError(f"config.json: partial_rotary_factor must be 1.0, got {part!r}")
         if kind == "default":
-            return RopeConfig(float(theta))
+            return RopeConfig(theta)
         for key in ("factor", "original_max_position_embeddings"):
-            if not scaling.get(key):
-                raise ValueError(f"config.json: YaRN needs the key rope_scaling.{key}, got "
-                                 f"{scaling.get(key)!r}")
+            if key not in scaling:
+                raise ValueError(f"config.json: key 'rope_scaling.{key}' is missing; YaRN needs it")
         return RopeConfig(
-            float(theta), "yarn", float(scaling["factor"]),
-            int(scaling["original_max_position_embeddings"]),
+            theta, "yarn", number(scaling, "factor"),
+            size(scaling, "original_max_position_embeddings"),
             float(scaling.get("beta_fast") or 32.0), float(scaling.get("beta_slow") or 1.0),
             float(scaling.get("mscale") or 1.0), float(scaling.get("mscale_all_dim") or 0.0))
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_GREEDY = 1e-5                       # a lower temperature overflows float32 logits (vLLM's limit)
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How a request is continued; names and meanings as in vLLM.
 
     Args:
-        temperature: 0 takes the most likely token.
+        temperature: 0 (below 1e-5) takes the most likely token.
         top_k: sample among the k most likely tokens; 0 or -1 = all.
         top_p: sample among the fewest most likely tokens that together reach this probability.
         max_tokens: of the continuation.
@@ -81,7 +83,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
 
 def sample(logits: Tensor, params: SamplingParams, source: torch.Generator) -> int:
     """The next token for one row of logits [V]."""
-    if params.temperature == 0:
+    if params.temperature < _GREEDY:
         return int(logits.argmax())
     chosen = torch.multinomial(probabilities(logits, params).cpu(), 1, generator=source)
     return int(chosen)

@@ -12,7 +12,7 @@ import jinja2
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .config import read_json
+from .config_keys import read_json
 
 Message = Mapping[str, Any]          # role, content, and what else the template knows
 _CUT = "\N{REPLACEMENT CHARACTER}"   # what an unfinished UTF-8 sequence decodes to

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .config import ModelConfig, read_json
+from .config import ModelConfig
+from .shards import open_files, some
 from .tensor_names import expected_tensors
 
 Operand = Tensor | tuple[Tensor, Tensor]     # plain, or (e4m3 values, float32 scales)
@@ -20,7 +21,6 @@ _FP8 = "F8_E4M3"
 _PLAIN = ("F32", "BF16", "F16")
 _SCALES = ("F32", "BF16", "F8_E8M0")
 _ALIGNMENT = 64                              # bytes: what compiled kernels may assume of a tensor
-_LISTED = 6                                  # names shown in an error
 
 
 class Checkpoint:
@@ -38,7 +38,7 @@ class Checkpoint:
         self.config = config
         self._dtype = dtype
         self._device = device
-        self._files, self._where = _open(Path(folder))
+        self._files, self._where = open_files(Path(folder))
         self._check()
 
     def has(self, name: str) -> bool:
@@ -140,13 +140,13 @@ class Checkpoint:
     def _check(self) -> None:
         expected = expected_tensors(self.config)
         if missing := [n for n in expected if n not in self._where]:
-            raise ValueError(f"the checkpoint lacks {_some(missing)}; its config.json asks for "
+            raise ValueError(f"the checkpoint lacks {some(missing)}; its config.json asks for "
                              f"{len(expected)} tensors")
         scales = {n + SCALE for n in expected if self._is_fp8(n)}
         if extra := [n for n in self._where
                      if n not in expected and n not in scales and not self._ignored(n)]:
             raise ValueError(f"the checkpoint holds tensors that its config.json does not explain: "
-                             f"{_some(extra)}")
+                             f"{some(extra)}")
         for name, shape in expected.items():
             self._check_tensor(name, shape)
 
@@ -179,38 +179,3 @@ class Checkpoint:
 
 def _pair(weight: Tensor, scale: Tensor | None) -> Operand:
     return weight if scale is None else (weight, scale)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
-def _open(folder: Path) -> tuple[dict[Path, safe_open], dict[str, Path]]:
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    listed: dict[str, str] = {}
-    if index.exists():
-        listed = read_json(index).get("weight_map") or {}
-        if not listed:
-            raise ValueError(f"{index} must hold a non-empty weight_map")
-        paths = [folder / name for name in sorted(set(listed.values()))]
-    elif single.exists():
-        paths = [single]
-    else:
-        raise ValueError(f"{folder} must hold model.safetensors or model.safetensors.index.json "
-                         f"with its shards; neither exists")
-    files = {path: _open_file(path) for path in paths}
-    where = {name: path for path, file in files.items() for name in file.keys()}  # noqa: SIM118
-    if absent := [n for n, file in listed.items() if where.get(n) != folder / file]:
-        raise ValueError(f"{index} places {_some(absent)} in files that do not hold them")
-    return files, where
-
-
-def _open_file(path: Path) -> safe_open:
-    try:
-        return safe_open(str(path), framework="pt")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist, but the index lists it") from None
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is truncated or damaged ({e}); fetch it again") from e

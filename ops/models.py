@@ -109,7 +109,8 @@ def from_hf_config(config: Mapping[str, Any], name: str = "model") -> ModelDims:
     """
     def need(key: str) -> Any:
         if key not in config:
-            raise ValueError(f"config.json must hold {key!r} to derive operator shapes; it is absent")
+            raise ValueError(f"config.json must hold {key!r} to derive operator shapes, and "
+                             "does not")
         return config[key]
 
     quant = config.get("quantization_config") or {}

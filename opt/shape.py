@@ -11,16 +11,16 @@ from ..ops.space import Config, config_text
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
 from ..tuning_db.key import Key, key_of
-from ..tuning_db.lookup import size_step
+from ..tuning_db.reasons import size_step
 from ..tuning_db.record import Record
 from ..tuning_db.store import TuningDB, config_hash
 from .budget import covers
 from .decide import Verdict, decide
 from .floor import floor_us
-from .jobs import Site, executes
 from .outcome import Event, Outcome
 from .pool import Pool, Search
 from .provenance import provenance
+from .session import Site, executes
 from .stats import low, speedup
 from .workers import Tried, Workers
 

@@ -12,7 +12,7 @@ from ..ops.space import Config
 from ..targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
 from . import jobs
 from .budget import Guard
-from .jobs import Site
+from .session import Site
 
 BUILDERS = 2
 
@@ -60,11 +60,11 @@ class Workers:
                                       config=dict(configs[i]))
 
         # Meanwhile the measuring child makes the inputs; whether it could is asked by `measure`.
-        waiting = [self._threads.submit(self.prepare, site),
-                   *(self._threads.submit(work, child, lane)
-                     for child, lane in zip(self._builders, lanes, strict=True))]
-        for done in waiting:
+        warm = self._threads.submit(self.prepare, site)
+        for done in [self._threads.submit(work, child, lane)
+                     for child, lane in zip(self._builders, lanes, strict=True)]:
             done.result()
+        warm.result()
         return [built[i] for i in range(len(configs))]
 
     def prepare(self, site: Site) -> Tried:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import log2
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ from ..ops.space import Config
 from ..ops.spec import Operator, Shape, Value
 from . import TuningDBError
 from .key import SERVED, TIERS, Difference, Key, Tier, differences, key_of, tier_of
+from .reasons import MAX_SIZE_RATIO, size_step, why_none, why_served
 from .record import Record
 from .shipped import read_lines, shipped_files
 from .store import TuningDB
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Layer = Literal["override", "project", "user", "shipped"]
 LAYERS: tuple[Layer, ...] = ("override", "project", "user", "shipped")
-MAX_SIZE_RATIO = 2.0                 # a record further off than this is no answer (vLLM#52192)
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,9 @@ class Snapshot:
             differs = differences(record.key, wanted)
             exact = not differs
             return Answer(dict(record.config), tier, layer, record, differs,
-                          0.0 if exact else None, _why(record, layer, tier, differs))
+                          0.0 if exact else None, why_served(record, layer, tier, differs))
         nearest = min((tier_of(r.key, wanted, target.aliases) for _, r in rows), key=TIERS.index)
-        return Answer(None, nearest, why=_why_none(nearest) + refused)
+        return Answer(None, nearest, why=why_none(nearest) + refused)
 
     def explain(self, op: Operator, target: Target, shape: Shape) -> Explanation:
         """Which record answers, and for every other one of the operator why it does not."""
@@ -138,7 +137,7 @@ class Snapshot:
     @staticmethod
     def _why_not(op: Operator, target: Target, shape: Shape, record: Record, tier: Tier) -> str:
         if tier not in SERVED:
-            return _why_none(tier)
+            return why_none(tier)
         if size_step(record.key.dynamic, op.dynamic_of(shape)) is None:
             return f"its size is more than {MAX_SIZE_RATIO:g}x away"
         if op.regime(record.key.shape) != op.regime(shape):
@@ -148,47 +147,8 @@ class Snapshot:
         return "another record is nearer"
 
 
-def size_step(have: Shape, want: Shape) -> tuple[float, float] | None:
-    """(0 if every axis is at least the wanted one, distance in octaves), or None when too far."""
-    below, distance = 0.0, 0.0
-    for axis, wanted in want.items():
-        size = have.get(axis)
-        if size == wanted:
-            continue
-        if not isinstance(size, int | float) or not isinstance(wanted, int | float):
-            return None
-        ratio = max(size, 1) / max(wanted, 1)
-        if not 1 / MAX_SIZE_RATIO <= ratio <= MAX_SIZE_RATIO:
-            return None
-        below = max(below, float(size < wanted))
-        distance += max(abs(log2(ratio)), 1e-9)
-    return below, distance
-
-
 def _slot(key: Key) -> tuple[str, str, tuple[tuple[str, Value], ...]]:
     return key.op, key.arch, tuple(sorted(key.static.items()))
-
-
-def _why(record: Record, layer: Layer, tier: Tier, differs: tuple[Difference, ...]) -> str:
-    kept = record.decision == "default kept"
-    what = "the default config was kept after tuning" if kept else "tuned"
-    if record.speedup and not kept:
-        what += f", {record.speedup:.2f}x the default"
-    if record.kind == "modelled":
-        what += " (modelled, not measured)"
-    named = "; ".join(f"{name} was {have}, is {want}" for name, have, want in differs)
-    return f"{tier} record of the {layer} layer: {what}" + (f" ({named})" if named else "")
-
-
-def _why_none(tier: Tier) -> str:
-    return {
-        "minor": "records differ in a minor compiler version: they seed a tune, they do not answer",
-        "family": "records are of another device, routing or compiler generation: they seed a "
-                  "tune, they do not answer",
-        "stale": "records are stale: the operator's source code has changed since",
-        "none": "no record of these static axes on this architecture",
-    }.get(tier, "no record is near enough in size, in the same regime and in the space"
-          ) + "; the default config answers"
 
 
 def _read(path: str | Path) -> tuple[list[Record], list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from ..ops.space import Config, config_text
 from . import TuningDBError
+from .errors import told
 from .key import Key, canonical
 from .record import Record
 from .schema import RECORDS, check_version, prepare, version_of
@@ -38,7 +38,7 @@ class TuningDB:
     def __init__(self, where: str | Path, read_only: bool = False):
         self.where = str(where)
         self.damaged: list[str] = []     # rows that the last `records` refused, and why
-        with _told(self.where):
+        with told(self.where):
             self._engine = self._open(read_only)
             try:
                 self._prepare(read_only)
@@ -59,7 +59,7 @@ class TuningDB:
 
     def add(self, *records: Record) -> None:
         """Store records; one of the same key, role and config (or winner) is replaced."""
-        with _told(self.where), self._engine.begin() as c:
+        with told(self.where), self._engine.begin() as c:
             for record in records:
                 row = _row(record)
                 same = (RECORDS.c.key_hash == row["key_hash"]) & (RECORDS.c.role == row["role"])
@@ -76,7 +76,7 @@ class TuningDB:
                               (RECORDS.c.arch, arch), (RECORDS.c.role, role)):
             if value is not None:
                 query = query.where(column == value)
-        with _told(self.where), self._engine.connect() as c:
+        with told(self.where), self._engine.connect() as c:
             rows = c.execute(query).all()
         self.damaged = []
         return list(self._decoded(rows))
@@ -144,9 +144,8 @@ def _make_directory(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise TuningDBError(f"a tuning database must stand in a writable directory, but "
-                            f"{path.parent} cannot be made ({e.strerror}); give another path"
-                            ) from e
+        raise TuningDBError(f"a tuning database must stand in a writable directory, but that of "
+                            f"{path} cannot be made ({e.strerror}); give another path") from e
 
 
 def _readable_with_wal(path: Path) -> bool:
@@ -182,30 +181,3 @@ def _begin_read(connection: Connection) -> None:
 def _begin_write(connection: Connection) -> None:
     # Taking the lock at once: a reader that turns writer would fail without waiting (SQLite docs).
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-_ADVICE = (
-    ("locked", "another process has held it for more than "
-     f"{BUSY_TIMEOUT_S:g} s; wait for it or end it, then repeat"),
-    ("readonly", "it must be writable; change its permissions or give another path"),
-    ("unable to open", "its path must be readable and writable; give another path"),
-    ("not a database", "it is no SQLite database; give another path or remove the file"),
-    ("malformed", "it is damaged; restore a copy, or try: sqlite3 FILE .recover"),
-    ("disk is full", "free some space on that disk, then repeat; nothing stored before is lost"),
-)
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Turn a driver's error into one line that says which database, the rule and what to do."""
-    try:
-        yield
-    except (sa.exc.DBAPIError, sqlite3.Error) as e:
-        cause = str(getattr(e, "orig", None) or e)
-        advice = next((say for word, say in _ADVICE if word in cause),
-                      "check that the database is there and may be used")
-        raise TuningDBError(f"the tuning database {where} cannot be used ({cause}): "
-                            f"{advice}") from e
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as e:
-        raise TuningDBError(f"{where} must be a path or the URL of a supported server "
-                            f"(postgresql://...): {e}") from e

@@ -17,7 +17,12 @@ _SERIES = (0.001381459878757596, 0.008368716575205326, 0.04166838899254799, 0.16
 
 
 def exp(value: Any) -> Any:
-    """e^value within 1 ulp, subnormal results too; 0 below -104, inf above 88.8, NaN stays."""
+    """e^value within 1 ulp, subnormal results too; 0 below -104, inf above 88.8, NaN stays.
+
+    `value` is repeated some 25 times: pass a local buffer's element, and store the result in one
+    before a cast to bfloat16 or e4m3, which repeat it again. (T.Let cannot stand in for that:
+    TVM 0.27's vectoriser refuses a Let that another rewrite has repeated.)
+    """
     x = T.Select(value < T.float32(-105.0), T.float32(-105.0), value)   # unlike T.max, NaN stays
     x = T.Select(x > T.float32(89.0), T.float32(89.0), x)
     # not (x + 1.5 * 2^23) - 1.5 * 2^23: TVM's simplifier cancels the constants
@@ -41,7 +46,11 @@ def sigmoid(value: Any) -> Any:
     return T.float32(1.0) / (T.float32(1.0) + exp(T.float32(0.0) - value))
 
 
-def silu(value: Any) -> Any:
-    """value * sigmoid(value), accurate in both tails: e^-|value| cannot overflow."""
-    e = exp(T.float32(0.0) - T.fabs(value))
+def silu_of(value: Any, e: Any) -> Any:
+    """value * sigmoid(value) from e = exp(-|value|), which cannot overflow: exact in both tails."""
     return value * (T.Select(value < T.float32(0.0), e, T.float32(1.0)) / (T.float32(1.0) + e))
+
+
+def silu(value: Any) -> Any:
+    """value * sigmoid(value); `value` is repeated 50 times, so prefer `silu_of` and a store."""
+    return silu_of(value, exp(T.float32(0.0) - T.fabs(value)))

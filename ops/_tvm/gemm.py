@@ -33,16 +33,21 @@ def storage(dtype: str) -> str:
     return "int8" if dtype == FP8 else dtype
 
 
-def widen(value: Expr, dtype: str) -> Expr:
-    """The float32 value of a stored element; an fp8 element comes divided by 256.
+def widen(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """The float32 value of a stored element (or vector); an fp8 element comes divided by 256.
 
     e4m3 bits moved by seven are a float16 of value / 256, exact for all finite codes, subnormals
     included; one hardware conversion follows. The NaN code reads as 480.
     """
     if dtype == FP8:
-        half = (T.Cast("int16", value) << T.int16(7)) & T.int16(_HALF_MASK)
-        return T.Cast("float32", T.reinterpret("float16", half))
-    return T.Cast("float32", value)
+        half = (T.Cast(vector("int16", lanes), value) << T.int16(7)) & T.int16(_HALF_MASK)
+        return T.Cast(vector("float32", lanes), T.reinterpret(vector("float16", lanes), half))
+    return T.Cast(vector("float32", lanes), value)
+
+
+def vector(dtype: str, lanes: int) -> str:
+    """TVM's name of a vector type."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Tiles:
         return min(self.chunk, self.n)
 
     @property
+    def padded(self) -> int:
+        """Columns of one half in the scratch: whole tiles, for panels add up: no overlap."""
+        return -(-self.width // self.nr) * self.nr
+
+    @property
     def chunks(self) -> int:
         """Tasks per item."""
         return -(-self.n // self.width)
@@ -134,15 +144,6 @@ def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None
             otherwise()
 
 
-def lane_sum(acc: Buffer, first: int, lanes: int) -> Expr:
-    """The sum of acc[first : first + lanes], by halving."""
-    parts = [acc[first + i] for i in range(lanes)]
-    while len(parts) > 1:
-        half = len(parts) // 2
-        parts = [parts[i] + parts[i + half] for i in range(half)]
-    return parts[0]
-
-
 @contextmanager
 def scope(name: str) -> Iterator[None]:
     """A block for scratch. Its regions are not derived: they would name buffers inside it."""
@@ -154,19 +155,19 @@ def scope(name: str) -> Iterator[None]:
 
 def local(size: int, dtype: str = "float32") -> Buffer:
     """Registers: constant indices only."""
-    return T.sblock_alloc_buffer((size,), dtype, scope="local")
+    return T.alloc_buffer((size,), dtype, scope="local")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one task reads and writes: C[row, half * width + column] = X[x_row(row)] . W[e, ...]."""
+    """One task: C[row, half * padded + column] = X[x_row(row)] . W[e, half * n + column]."""
 
     g: Tiles
     X: Buffer                        # [rows, K] float32
     x_row: Callable[[Expr], Expr]    # row of the numbering of items -> row of X
     W: Buffer                        # [E, halves * n, K]
     S: Buffer                        # [E, N blocks, K blocks]; unused for plain weights
-    C: Buffer                        # [rows + mr, halves * width] float32
+    C: Buffer                        # [rows + mr, halves * padded] float32
     e: Expr                          # int64: the expert
     first: Expr                      # first row, in the numbering of items
     rows: Expr
@@ -197,29 +198,34 @@ class Task:
         nr, width = self.g.columns(m), self.g.width
         with T.serial(self.g.halves) as half, T.serial(-(-width // nr)) as nt:
             at = T.min(nt * nr, width - nr)
-            self._stream_tile(r, m, nr, half * self.g.n + self.col + at, half * width + at)
+            self._stream_tile(r, m, nr, half * self.g.n + self.col + at, half * self.g.padded + at)
 
     def _stream_tile(self, r: Expr, m: int, nr: int, row: Expr, column: Expr) -> None:
         g = self.g
         with scope("stream"):
-            t = _Registers(g, self.X, m, nr)
+            # few accumulators leave registers to scale each block's sums rather than its weights
+            late = g.quantised and 2 * m * nr + nr < (32 if g.lanes == 16 else 16)
+            t = _Registers(g, self.X, m, nr, late)
             t.start(lambda i: self.x_row(self.first + r + i))
             sc = local(nr)
 
             def block(kb: Expr, length: Expr) -> None:
-                def weight(n: int, k: Expr) -> Expr:
-                    w = widen(self.W[self.e, row + n, kb * g.step_k + k], g.dtype)
-                    return w * sc[n] if g.quantised else w
+                def weight(n: int, k: Expr, lanes: int) -> Expr:
+                    w = widen(self.W[self.e, row + n, kb * g.step_k + k], g.dtype, lanes)
+                    return w * sc[n] if g.quantised and (not late or lanes == 1) else w
 
                 if g.quantised:
                     for n in range(nr):
                         put(sc, n, self._scale(row + n, kb))
                 t.dot(kb * g.step_k, length, weight)
+                if late:
+                    t.scale(sc)
 
             with T.serial(g.k_blocks) as kb:
                 block(kb, g.step_k if g.k % g.step_k == 0 else
                       T.min(g.step_k, g.k - kb * g.step_k))
-            t.finish(lambda i, n, value: put(self.C, (r + i, column + n), value))
+            t.finish()
+            t.each(lambda i, n, value: put(self.C, (r + i, column + n), value))
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb] * T.float32(_HALF_SCALE)
@@ -228,13 +234,13 @@ class Task:
         g = self.g
         with scope("panels"):
             # one vector more than needed: rows then fall into different cache sets
-            P = T.sblock_alloc_buffer((g.halves * g.width, g.panel_k + g.lanes), "float32",
+            P = T.alloc_buffer((g.halves * g.padded, g.panel_k + g.lanes), "float32",
                                       scope="global")
             with T.serial(-(-g.k // g.panel_k)) as kc:
                 k0 = kc * g.panel_k
                 length = g.panel_k if g.k % g.panel_k == 0 else T.min(g.panel_k, g.k - k0)
                 with T.serial(g.halves) as half, T.serial(g.width) as n:
-                    self._convert(P, half * g.n + self.col + n, half * g.width + n, k0, length)
+                    self._convert(P, half * g.n + self.col + n, half * g.padded + n, k0, length)
                 with T.serial((self.rows + (g.mr - 1)) // g.mr) as rt:
                     self._panel_rows(P, rt * g.mr, k0, length)
 
@@ -255,37 +261,42 @@ class Task:
 
     def _panel_rows(self, P: Buffer, r: Expr, k0: Expr, length: Expr) -> None:
         g = self.g
-        whole, half = (lambda m=m: self._panel_exact(P, r, m, k0, length)
-                       for m in (g.mr, max(g.mr // 2, 1)))
+
+        def tile(m: int) -> None:
+            self._panel_exact(P, r, m, k0, length)
+
         if g.mr == 1:
-            whole()
+            tile(1)
         else:
-            when(self.rows - r > g.mr // 2, whole, half)
+            when(self.rows - r > g.mr // 2, lambda: tile(g.mr), lambda: tile(g.mr // 2))
 
     def _panel_exact(self, P: Buffer, r: Expr, m: int, k0: Expr, length: Expr) -> None:
         g = self.g
-        nr = min(g.nr, g.width)
-        with T.serial(g.halves) as half, T.serial(-(-g.width // nr)) as nt:
-            column = half * g.width + T.min(nt * nr, g.width - nr)
+        with T.serial(g.halves * g.padded // g.nr) as nt:
+            column = nt * g.nr
             with scope("panel"):
-                t = _Registers(g, self.X, m, nr)
+                t = _Registers(g, self.X, m, g.nr)
                 # rows past the item's end repeat its last row and land in spare rows of C
                 t.start(lambda i: self.x_row(self.first + T.min(r + i, self.rows - 1)))
-                t.dot(k0, length, lambda n, k: P[column + n, k])
+                t.dot(k0, length, lambda n, k, _: P[column + n, k])
+                t.finish()
                 when(k0 == 0,
-                     lambda: t.finish(lambda i, n, v: put(self.C, (r + i, column + n), v)),
-                     lambda: t.finish(lambda i, n, v: put(
+                     lambda: t.each(lambda i, n, v: put(self.C, (r + i, column + n), v)),
+                     lambda: t.each(lambda i, n, v: put(
                          self.C, (r + i, column + n), self.C[r + i, column + n] + v)))
 
 
 class _Registers:
     """The accumulators of one tile of m rows and nr columns."""
 
-    def __init__(self, g: Tiles, X: Buffer, m: int, nr: int):
-        self.g, self.X, self.m, self.nr = g, X, m, nr
-        self.acc = local(m * nr * g.lanes)
+    def __init__(self, g: Tiles, X: Buffer, m: int, nr: int, late: bool = False):
+        self.g, self.X, self.m, self.nr, self.late = g, X, m, nr, late
+        # vectors as elements: a tenth of the statements, and of the compile time, of lane loops
+        self.acc = local(m * nr, vector("float32", g.lanes))
+        self.part = local(m * nr, vector("float32", g.lanes)) if late else self.acc
+        self.w = local(nr, vector("float32", g.lanes))
         self.red = local(m * nr)     # what is left of K beside whole vectors
-        self.w = local(nr * g.lanes)
+        self.lane = local(m * nr * g.lanes)
         self.row = local(m, "int64")
 
     def start(self, row: Callable[[int], Expr]) -> None:
@@ -293,31 +304,30 @@ class _Registers:
         for i in range(self.m):
             put(self.row, i, T.Cast("int64", row(i)))
         for q in range(self.m * self.nr):
-            with T.vectorized(self.g.lanes) as lane:
-                put(self.acc, q * self.g.lanes + lane, T.float32(0))
+            put(self.acc, q, T.Broadcast(T.float32(0), self.g.lanes))
             if self.g.ragged:
                 put(self.red, q, T.float32(0))
 
-    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr], Expr]) -> None:
-        """Add X[row, k0 + k] * weight(n, k) for k below length."""
-        lanes, nr, acc, red = self.g.lanes, self.nr, self.acc, self.red
+    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr, int], Expr]) -> None:
+        """Add X[row, k0 + k] * weight(n, k) for k below length; k may be a ramp."""
+        lanes, nr, acc, red = self.g.lanes, self.nr, self.part, self.red
+        if self.late:
+            for q in range(self.m * nr):
+                put(acc, q, T.Broadcast(T.float32(0), lanes))
 
         def step(k: Expr) -> None:
             for n in range(nr):
-                with T.vectorized(lanes) as lane:
-                    put(self.w, n * lanes + lane, weight(n, k + lane))
+                put(self.w, n, weight(n, T.Ramp(k, 1, lanes), lanes))
             for i in range(self.m):
                 for n in range(nr):
-                    q = (i * nr + n) * lanes
-                    with T.vectorized(lanes) as lane:
-                        put(acc, q + lane, acc[q + lane]
-                            + self.X[self.row[i], k0 + k + lane] * self.w[n * lanes + lane])
+                    x = self.X[self.row[i], T.Ramp(k0 + k, 1, lanes)]
+                    put(acc, i * nr + n, acc[i * nr + n] + x * self.w[n])
 
         def tail(k: Expr) -> None:
             for i in range(self.m):
                 for n in range(nr):
                     put(red, i * nr + n, red[i * nr + n]
-                        + self.X[self.row[i], k0 + k] * weight(n, k))
+                        + self.X[self.row[i], k0 + k] * weight(n, k, 1))
 
         unroll = self.g.unroll
         with T.serial(length // (lanes * unroll)) as kv, T.unroll(unroll) as u:
@@ -329,12 +339,30 @@ class _Registers:
             with T.serial(length // lanes * lanes, length) as k:
                 tail(k)
 
-    def finish(self, store: Callable[[int, int, Expr], None]) -> None:
-        """Hand out the sums."""
+    def scale(self, by: Buffer) -> None:
+        """Add the sums since the last scaling, each column times its scale."""
         for i in range(self.m):
             for n in range(self.nr):
                 q = i * self.nr + n
-                total = lane_sum(self.acc, q * self.g.lanes, self.g.lanes)
+                put(self.acc, q, self.acc[q]
+                    + self.part[q] * T.Broadcast(by[n], self.g.lanes))
+
+    def finish(self) -> None:
+        """Sum across lanes, by halving."""
+        for q in range(self.m * self.nr):
+            at, half = q * self.g.lanes, self.g.lanes // 2
+            put(self.lane, T.Ramp(at, 1, self.g.lanes), self.acc[q])
+            while half > 1:
+                low, high = T.Ramp(at, 1, half), T.Ramp(at + half, 1, half)
+                put(self.lane, low, self.lane[low] + self.lane[high])
+                half //= 2
+
+    def each(self, store: Callable[[int, int, Expr], None]) -> None:
+        """Hand out the sums: store(row, column, sum)."""
+        for i in range(self.m):
+            for n in range(self.nr):
+                q = i * self.nr + n
+                total = self.lane[q * self.g.lanes] + self.lane[q * self.g.lanes + 1]
                 store(i, n, total + self.red[q] if self.g.ragged else total)
 
 

@@ -27,14 +27,14 @@ def tensor(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
 
 def space(lanes: int, decode: bool, w_dtype: str) -> Space:
     """Tile and blocking choices; few rows tune the stream of weights, many rows the panels."""
-    tile = {16: ("6x4", "4x4", "4x6", "3x8")}.get(lanes, ("3x4", "4x3", "2x4"))
+    tile = {16: ("6x4", "4x4", "4x6")}.get(lanes, ("3x4", "4x3", "2x4"))
     plain = w_dtype == "float32"     # neither converts nor has panels
     if decode:
-        return Space({"tile": tile[:3], "wide": (8, 4, 16), "chunk": (64, 32, 128),
+        return Space({"tile": tile, "wide": (8, 4, 16), "chunk": (64, 32, 128),
                       "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
                       "panel_rows": (6,) if plain else (6, 12), "rows": (128,)})
     return Space({"tile": tile, "wide": (8,), "chunk": (64, 32, 128), "unroll": (1, 2),
-                  "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 1024, 512),
+                  "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 512),
                   "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256)})
 
 
@@ -108,14 +108,14 @@ def round_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int, dtype: str,
 
 def scratch(g: Tiles) -> Buffer:
     """C of one task, with spare rows for the last tile."""
-    return T.sblock_alloc_buffer((g.rows + g.mr, g.halves * g.width), "float32", scope="global")
+    return T.alloc_buffer((g.rows + g.mr, g.halves * g.padded), "float32", scope="global")
 
 
 def write_tile(g: Tiles, C: Buffer, OUT: Buffer, rows: Expr, col: Expr, dtype: str,
                index: Callable[[Expr], tuple[Expr, ...]]) -> None:
     """OUT[*index(r), col + j] = C[r, j], or silu(gate) * up of the two halves."""
     def value(r: Expr, j: Expr) -> Expr:
-        return silu(C[r, j]) * C[r, g.width + j] if g.halves == 2 else C[r, j]
+        return silu(C[r, j]) * C[r, g.padded + j] if g.halves == 2 else C[r, j]
 
     with T.serial(rows) as r:
         along(g.lanes, g.width, lambda j: put(OUT, (*index(r), col + j),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.gemm import FP8, Task, scope, tiles
+from .._tvm.gemm import Task, scope, tiles
 from .._tvm.gemm_stages import each_row, each_task, scratch, tensor, widen_row, write_tile
 from .._tvm.gemm_stages import space as gemm_space
 from ..space import Config, Space
@@ -16,15 +16,15 @@ from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Tiles and blocking."""
     return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(a, a_scale, b, b_scale, x: scratch [M, K] or `a` itself, out)."""
     n, k = int(static["n"]), int(static["k"])
     block_n, block_k = int(static["block_n"]), int(static["block_k"])
@@ -45,8 +45,9 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
         each_task((rows + (g.rows - 1)) // g.rows, g.chunks, order, task)
 
     @T.prim_func(s_tir=True)
-    def main(a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, x: T.handle,
-             o: T.handle):  # type: ignore[no-untyped-def]
+    def main(  # type: ignore[no-untyped-def]
+            a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, x: T.handle,
+            o: T.handle):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         M = T.int64()
         MS = T.int64()
@@ -76,7 +77,7 @@ def scales_of(scale: Tensor | None, axes: int) -> Tensor:
     return torch.empty((1,) * axes) if scale is None else scale.contiguous()
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Bind the compiled function to torch tensors; float32 activations are used in place."""
     main = target.compile(OP.name, OP.static_of(shape), config)["main"]
 
@@ -94,5 +95,3 @@ def build(target: Target, shape: Shape, config: Config) -> Kernel:
 
     return run
 
-
-__all__ = ["FP8", "build", "bytes_of", "lower", "scales_of", "space"]

@@ -1,4 +1,4 @@
-"""Absorbed MLA decode on the paged latent cache (DeepSeek-V2 report, section 2.1; FlashMLA's API)."""
+"""Absorbed MLA decode on the paged latent cache (DeepSeek-V2 report, 2.1; FlashMLA's API)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fp8_row_bytes(head_dim_v: int, rope: int) -> int:
 
 
 def pack_fp8(rows: Tensor, head_dim_v: int) -> Tensor:
-    """Rows [..., Dv + rope] as bytes of the fp8 cache (FlashMLA's layout, 656 bytes at 512 + 64)."""
+    """Rows [..., Dv + rope] as bytes of the fp8 cache (FlashMLA: 656 bytes at 512 + 64)."""
     latent, rope = rows[..., :head_dim_v].float(), rows[..., head_dim_v:].bfloat16()
     groups = -(-head_dim_v // FP8_GROUP)
     blocks = torch.nn.functional.pad(latent, (0, groups * FP8_GROUP - head_dim_v)).unflatten(
@@ -58,8 +58,8 @@ def shape_of(q: Tensor, kv_cache: Tensor, block_table: Tensor, cache_seqlens: Te
         raise TypeError("kv_cache must be float32, bfloat16 or, for fp8, uint8 bytes, "
                         f"got {kv_cache.dtype}; use kv_cache.view(torch.uint8) for fp8")
     if fp8 and (head_dim_v % 4 or d % 2):
-        raise ValueError(f"an fp8 cache needs head_dim_v % 4 == 0 and an even rope, got {head_dim_v} "
-                         f"and {d - head_dim_v}")
+        raise ValueError(f"an fp8 cache needs head_dim_v % 4 == 0 and an even rope, got "
+                         f"{head_dim_v} and {d - head_dim_v}")
     width = fp8_row_bytes(head_dim_v, d - head_dim_v) if fp8 else d
     if kv_cache.ndim != 4 or kv_cache.shape[1] < 1 or kv_cache.shape[2:] != (1, width):
         raise ValueError(f"kv_cache must be [pages, page, 1, {width}] for {kv_cache.dtype}, "
@@ -113,12 +113,14 @@ def reference(q: Tensor, kv_cache: Tensor, block_table: Tensor, cache_seqlens: T
 def _latents(n: int, d: int, g: torch.Generator) -> Tensor:
     """Rows of a cache. Their mean, with that of `_queries`, keeps scores near 8: a log-sum-exp
     near zero would have no relative accuracy to compare."""
-    return torch.randn(n, d, generator=g) + 0.5
+    rows: Tensor = torch.randn(n, d, generator=g) + 0.5
+    return rows
 
 
 def _queries(shape: Shape, d: int, g: torch.Generator) -> Tensor:
     size = (int(shape["batch"]), int(shape["s_q"]), int(shape["heads"]), d)
-    return torch.randn(size, generator=g) + 16.0 * d**-0.5
+    made: Tensor = torch.randn(size, generator=g) + 16.0 * d**-0.5
+    return made
 
 
 def _call(shape: Shape, rows: Sequence[Tensor], g: torch.Generator, q: Tensor | None = None,
@@ -155,8 +157,8 @@ def _of_lengths(shape: Shape, lengths: Sequence[int], seed: int) -> Args:
 def inputs(shape: Shape, seed: int) -> Args:
     """Sequences that end within the last page of ctx."""
     ctx, page = int(shape["ctx"]), int(shape["page"])
-    return _of_lengths(shape, [max(ctx - (7 * b + 3) % page, 0) for b in range(int(shape["batch"]))],
-                       seed)
+    batch = int(shape["batch"])
+    return _of_lengths(shape, [max(ctx - (7 * b + 3) % page, 0) for b in range(batch)], seed)
 
 
 def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm.attention import Tile, padded, steps, tile_choices, tile_sizes, waste
+from .._tvm.buffers import buffer
 from .._tvm.exp2 import LN_2, LOG2_E, exp2_nonpositive
 from .._tvm.fp8 import decode_e4m3, floats
 from ..space import Config, Space
@@ -17,7 +18,7 @@ from ..spec import Kernel, Outputs, Shape
 from . import FP8_GROUP, OP, fp8_row_bytes
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 _LAUNCH_KNOBS = ("splits",)          # arguments of the compiled code: one artifact serves them all
 
@@ -28,19 +29,22 @@ def _groups(rows: int) -> tuple[int, ...]:
     return (first, *(g for g in (32, 16, 8) if g < first))[:3]
 
 
-def _splits(threads: int, batch: int) -> int:
-    """Enough splits to occupy every thread with few sequences; they also balance ragged ones."""
-    if batch >= 4 * threads:
+def _splits(target: VectorTarget, shape: Shape) -> int:
+    """Enough splits to occupy every thread with few sequences; they also balance ragged ones.
+
+    Merging costs about 9 us, the time of 0.7 Mflop on one thread (docs/facts.md).
+    """
+    if int(shape["batch"]) >= 4 * target.threads or OP.work(shape).flops < 1_600_000:
         return 1
-    return min(16, 1 << (threads - 1).bit_length())
+    return min(16, 1 << (target.threads - 1).bit_length())
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Register tiles, keys per block, unrolling, query rows per task, splits of the keys."""
     lanes, threads = target.lanes, target.threads
     rows, dv = int(shape["heads"]) * int(shape["s_q"]), int(shape["head_dim_v"])
     groups, vectors = _groups(rows), -(-(dv + int(shape["rope"])) // lanes)
-    first = _splits(threads, int(shape["batch"]))
+    first = _splits(target, shape)
     scores = tile_choices(groups[0], lanes)
     outputs = tile_choices(groups[0], lanes, -(-dv // lanes), tile_sizes(scores[0])[0])
 
@@ -63,14 +67,9 @@ def _tile(lanes: int, static: Shape, config: Config) -> Tile:
                 pv, int(config["unroll"]))
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
-    """main: one task per (split, sequence, row group); combine: merges the splits of a row."""
-    t = _tile(target.lanes, static, config)
-    return {"main": _main(t, static, int(config["group"])),
-            "combine": _combine(t.lanes, static)}
-
-
-def _main(t: Tile, static: Shape, group: int) -> Any:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
+    """main: one task per (split, sequence, row group), then one per row that merges its splits."""
+    t, group = _tile(target.lanes, static, config), int(config["group"])
     heads, s_q, page = int(static["heads"]), int(static["s_q"]), int(static["page"])
     dv, rope, causal = int(static["head_dim_v"]), int(static["rope"]), bool(static["causal"])
     dtype, fp8 = str(static["dtype"]), static["kv_dtype"] == "fp8"
@@ -97,30 +96,31 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
 
     def scale_of(KV: Any, p: Any, slot: Any, g: Any) -> Any:
         at = dv + 4 * g
-        return floats(byte(KV[p, slot, at]) | (byte(KV[p, slot, at + 1]) << 8)
-                      | (byte(KV[p, slot, at + 2]) << 16) | (byte(KV[p, slot, at + 3]) << 24))
+        return floats(byte(KV[p, slot, 0, at]) | (byte(KV[p, slot, 0, at + 1]) << 8)
+                      | (byte(KV[p, slot, 0, at + 2]) << 16)
+                      | (byte(KV[p, slot, 0, at + 3]) << 24))
 
     @T.inline
     def load_key(KV, KH, keys, r, p, slot):  # type: ignore[no-untyped-def]
         if fp8:
             for d in range(dv // V):
                 for l in T.vectorized(V):
-                    keys[r, d * V + l] = (decode_e4m3(KV[p, slot, d * V + l])
+                    keys[r, d * V + l] = (decode_e4m3(KV[p, slot, 0, d * V + l])
                                           * scale_of(KV, p, slot, d * V // FP8_GROUP))
             for d in range(dv // V * V, dv):
-                keys[r, d] = (decode_e4m3(KV[p, slot, d])
+                keys[r, d] = (decode_e4m3(KV[p, slot, 0, d])
                               * scale_of(KV, p, slot, d // FP8_GROUP))
             for d in range(rope // V):
                 for l in T.vectorized(V):
-                    keys[r, dv + d * V + l] = wide(KH[p, slot, rope_at + d * V + l])
+                    keys[r, dv + d * V + l] = wide(KH[p, slot, 0, rope_at + d * V + l])
             for d in range(rope // V * V, rope):
-                keys[r, dv + d] = wide(KH[p, slot, rope_at + d])
+                keys[r, dv + d] = wide(KH[p, slot, 0, rope_at + d])
         else:
             for d in range(D // V):
                 for l in T.vectorized(V):
-                    keys[r, d * V + l] = wide(KV[p, slot, d * V + l])
+                    keys[r, d * V + l] = wide(KV[p, slot, 0, d * V + l])
             for d in range(D // V * V, D):
-                keys[r, d] = wide(KV[p, slot, d])
+                keys[r, d] = wide(KV[p, slot, 0, d])
         for d in range(D, t.d_qk):
             keys[r, d] = T.float32(0)
 
@@ -131,6 +131,38 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
     def inverse(total: Any) -> Any:
         return T.if_then_else(total > T.float32(0), T.float32(1) / total, T.float32(0))
 
+    @T.inline
+    def combine(PO, PL, O, LSE, b, row, B, splits):  # type: ignore[no-untyped-def]
+        with T.sblock("combine"):
+            out = T.sblock_alloc_buffer((t.d_v,), "float32", scope="global")
+            sums = T.sblock_alloc_buffer((3,), "float32", scope="local")
+            sums[0] = -T.infinity("float32")
+            sums[1] = T.float32(0)
+            for i in range(splits):
+                sums[0] = T.max(sums[0], PL[i * B + b, row])
+            for d in range(t.d_v // V):
+                for l in T.vectorized(V):
+                    out[d * V + l] = T.float32(0)
+            for i in range(splits):            # an empty split wrote no output: do not read it
+                if PL[i * B + b, row] > -T.infinity("float32"):
+                    sums[2] = exp2_nonpositive(PL[i * B + b, row] - sums[0])
+                    sums[1] = sums[1] + sums[2]
+                    for d in range(dv // V):
+                        for l in T.vectorized(V):
+                            out[d * V + l] = (out[d * V + l]
+                                              + sums[2] * PO[i * B + b, row, d * V + l])
+                    for d in range(dv // V * V, dv):
+                        out[d] = out[d] + sums[2] * PO[i * B + b, row, d]
+            LSE[b, row % heads, row // heads] = T.if_then_else(
+                sums[1] > T.float32(0), (sums[0] + T.log2(sums[1])) * T.float32(LN_2),
+                -T.infinity("float32"))
+            sums[2] = inverse(sums[1])
+            for d in range(dv // V):
+                for l in T.vectorized(V):
+                    O[b, row, d * V + l] = T.Cast(dtype, out[d * V + l] * sums[2])
+            for d in range(dv // V * V, dv):
+                O[b, row, d] = T.Cast(dtype, out[d] * sums[2])
+
     @T.prim_func(s_tir=True)
     def main(q: T.handle, kv: T.handle, kh: T.handle, bt: T.handle, sl: T.handle,  # type: ignore[no-untyped-def]
              o: T.handle, lse: T.handle, po: T.handle, pl: T.handle,
@@ -140,15 +172,15 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
         MP = T.int32()
         NP = T.int32()
         P = T.int64()
-        Q = T.match_buffer(q, (B, R, D), dtype)
-        KV = T.match_buffer(kv, (P, page, width), kv_dtype)
-        KH = T.match_buffer(kh, (P, page, halves), "bfloat16" if fp8 else kv_dtype)
-        BT = T.match_buffer(bt, (B, MP), "int32")
-        SL = T.match_buffer(sl, (B,), "int32")
-        O = T.match_buffer(o, (B, R, dv), dtype)
-        LSE = T.match_buffer(lse, (B, heads, s_q), "float32")
-        PO = T.match_buffer(po, (NP, R, dv), "float32")      # partial outputs, [split * B + b]
-        PL = T.match_buffer(pl, (NP, R), "float32")          # and their log2-sum-exp2
+        Q = buffer(q, (B, R, D), dtype)
+        KV = buffer(kv, (P, page, 1, width), kv_dtype)
+        KH = buffer(kh, (P, page, 1, halves), "bfloat16" if fp8 else kv_dtype)
+        BT = buffer(bt, (B, MP), "int32")
+        SL = buffer(sl, (B,), "int32")
+        O = buffer(o, (B, R, dv), dtype)
+        LSE = buffer(lse, (B, heads, s_q), "float32")
+        PO = buffer(po, (NP, R, dv), "float32")      # partial outputs, [split * B + b]
+        PL = buffer(pl, (NP, R), "float32")          # and their log2-sum-exp2
         for task in T.parallel(splits * B * groups):         # splits outermost: balances lengths
             with T.sblock("task"):
                 qs = T.sblock_alloc_buffer((rows_max, t.d_qk), "float32", scope="global")
@@ -158,7 +190,10 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
                 top = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
                 total = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
                 rescale = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
+                sees = T.sblock_alloc_buffer((rows_max,), "int32", scope="global")
                 reg = T.sblock_alloc_buffer((t.registers,), "float32", scope="local")
+                half = T.sblock_alloc_buffer((t.sums * 8,), "float32", scope="local")
+                quarter = T.sblock_alloc_buffer((t.sums * 4,), "float32", scope="local")
                 lane = T.sblock_alloc_buffer((V,), "float32", scope="local")
                 at = T.sblock_alloc_buffer((8,), "int32", scope="local")
                 at[0] = task // groups % B                                   # sequence
@@ -190,14 +225,14 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
                         load_key(KV, KH, keys, r,
                                  clamp(long(BT[at[0], (block * LB + r) // page]), long(0), P - 1),
                                  (block * LB + r) % page)
-                    scores(qs, keys, s, reg, at[3], at[7])
                     for r in range(at[3]):
-                        if causal:
-                            softmax(s, top, total, rescale, lane, r, at[4] - block * LB
-                                    - (s_q - 1) + (at[1] + r) // heads, at[7])
-                        else:
-                            softmax(s, top, total, rescale, lane, r, at[7], at[7])
-                    accumulate(s, keys, acc, rescale, reg, at[3], at[7])
+                        sees[r] = at[7]
+                        if causal and s_q > 1:
+                            sees[r] = clamp(at[4] - block * LB - (s_q - 1)
+                                            + (at[1] + r) // heads, 0, at[7])
+                    scores(qs, keys, s, sees, reg, half, quarter, at[3], at[7])
+                    softmax(s, sees, top, total, rescale, lane, at[3], at[7])
+                    accumulate(s, sees, keys, acc, rescale, reg, at[3])
                 if splits == 1:
                     for r in range(at[2]):
                         LSE[at[0], (at[1] + r) % heads, (at[1] + r) // heads] = log_sum(
@@ -223,65 +258,21 @@ def _main(t: Tile, static: Shape, group: int) -> Any:
                     for r in range(at[2]):
                         PL[task // groups, at[1] + r] = -T.infinity("float32")
 
-    return main
+        if splits > 1:
+            for row in T.parallel(B * R):
+                combine(PO, PL, O, LSE, row // R, row % R, B, splits)
+
+    return {"main": main}
 
 
-def _combine(lanes: int, static: Shape) -> Any:
-    heads, s_q, dv = int(static["heads"]), int(static["s_q"]), int(static["head_dim_v"])
-    dtype, V, R, wide_dv = str(static["dtype"]), lanes, heads * s_q, padded(dv, lanes)
-
-    @T.prim_func(s_tir=True)
-    def combine(po: T.handle, pl: T.handle, o: T.handle, lse: T.handle, splits: T.int32):  # type: ignore[no-untyped-def]
-        T.func_attr({"global_symbol": "combine", "tirx.noalias": True})
-        B = T.int32()
-        NP = T.int32()
-        PO = T.match_buffer(po, (NP, R, dv), "float32")
-        PL = T.match_buffer(pl, (NP, R), "float32")
-        O = T.match_buffer(o, (B, R, dv), dtype)
-        LSE = T.match_buffer(lse, (B, heads, s_q), "float32")
-        for task in T.parallel(B * R):
-            with T.sblock("row"):
-                acc = T.sblock_alloc_buffer((wide_dv,), "float32", scope="global")
-                top = T.sblock_alloc_buffer((3,), "float32", scope="local")
-                top[0] = -T.infinity("float32")
-                top[1] = T.float32(0)
-                for i in range(splits):
-                    top[0] = T.max(top[0], PL[i * B + task // R, task % R])
-                for d in range(wide_dv // V):
-                    for l in T.vectorized(V):
-                        acc[d * V + l] = T.float32(0)
-                for i in range(splits):        # an empty split wrote no output: do not read it
-                    if PL[i * B + task // R, task % R] > -T.infinity("float32"):
-                        top[2] = exp2_nonpositive(PL[i * B + task // R, task % R] - top[0])
-                        top[1] = top[1] + top[2]
-                        for d in range(dv // V):
-                            for l in T.vectorized(V):
-                                acc[d * V + l] = (acc[d * V + l] + top[2]
-                                                  * PO[i * B + task // R, task % R, d * V + l])
-                        for d in range(dv // V * V, dv):
-                            acc[d] = acc[d] + top[2] * PO[i * B + task // R, task % R, d]
-                LSE[task // R, task % R % heads, task % R // heads] = T.if_then_else(
-                    top[1] > T.float32(0), (top[0] + T.log2(top[1])) * T.float32(LN_2),
-                    -T.infinity("float32"))
-                top[2] = T.if_then_else(top[1] > T.float32(0), T.float32(1) / top[1],
-                                        T.float32(0))
-                for d in range(dv // V):
-                    for l in T.vectorized(V):
-                        O[task // R, task % R, d * V + l] = T.Cast(dtype, acc[d * V + l] * top[2])
-                for d in range(dv // V * V, dv):
-                    O[task // R, task % R, d] = T.Cast(dtype, acc[d] * top[2])
-
-    return combine
-
-
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Views of the call's tensors, scratch for the partial results of more than one split."""
     static, splits = OP.static_of(shape), int(config["splits"])
     heads, dv, s_q = int(shape["heads"]), int(shape["head_dim_v"]), int(shape["s_q"])
-    compiled = target.compile(OP.name, static, {k: v for k, v in config.items()
-                                                if k not in _LAUNCH_KNOBS})
-    main, combine = compiled["main"], compiled["combine"]
+    main = target.compile(OP.name, static, {k: v for k, v in config.items()
+                                            if k not in _LAUNCH_KNOBS})["main"]
     rows = heads * s_q
+    no_partials = torch.empty(0, rows, dv), torch.empty(0, rows)
 
     def run(q: Tensor, kv_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor,
             head_dim_v: int, softmax_scale: float, causal: bool, *, out: Outputs) -> None:
@@ -289,13 +280,12 @@ def build(target: Target, shape: Shape, config: Config) -> Kernel:
         batch = q.shape[0]
         if not batch:
             return
-        cache = kv_cache.squeeze(2)
-        halves = cache.view(torch.bfloat16) if cache.dtype == torch.uint8 else cache
-        partial = splits * batch if splits > 1 else 0
-        po, pl = torch.empty(partial, rows, dv), torch.empty(partial, rows)
-        main(q.contiguous().view(batch, rows, -1), cache, halves, block_table.contiguous(),
-             cache_seqlens.contiguous(), o.view(batch, rows, dv), lse, po, pl, softmax_scale, splits)
-        if partial:
-            combine(po, pl, o.view(batch, rows, dv), lse, splits)
+        halves = kv_cache.view(torch.bfloat16) if kv_cache.dtype == torch.uint8 else kv_cache
+        flat = o.view(batch, rows, dv)
+        po, pl = no_partials
+        if splits > 1:
+            po, pl = torch.empty(splits * batch, rows, dv), torch.empty(splits * batch, rows)
+        main(q.contiguous().view(batch, rows, -1), kv_cache, halves, block_table.contiguous(),
+             cache_seqlens.contiguous(), flat, lse, po, pl, float(softmax_scale), splits)
 
     return run

@@ -1,4 +1,4 @@
-"""Expanded MLA prefill: attention of ragged sequences whose value heads are narrower than the keys."""
+"""Expanded MLA prefill: attention of ragged sequences; value heads have a width of their own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def shape_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k
                         f"got {q.dtype}, {k.dtype} and {v.dtype}")
     if not q.ndim == k.ndim == v.ndim == 3 or not q.shape[1] == k.shape[1] == v.shape[1] or (
             k.shape[0] != v.shape[0] or q.shape[2] != k.shape[2]):
-        raise ValueError("q must be [Tq, heads, d_qk], k [Tk, heads, d_qk], v [Tk, heads, d_v], got "
-                         f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
+        raise ValueError("q must be [Tq, heads, d_qk], k [Tk, heads, d_qk], v [Tk, heads, d_v], "
+                         f"got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
     if not q.shape[1] or not q.shape[2] or not v.shape[2]:
         raise ValueError(f"heads, d_qk and d_v must be at least 1, got {list(q.shape)} and "
                          f"{list(v.shape)}")
@@ -30,8 +30,9 @@ def shape_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k
             cu[0].shape != cu[1].shape):
         raise ValueError("cu_seqlens_q and cu_seqlens_k must be int32[batch + 1], got "
                          + " and ".join(f"{c.dtype}{list(c.shape)}" for c in cu))
-    return {"heads": q.shape[1], "d_qk": q.shape[2], "d_v": v.shape[2], "dtype": dtype_name(q.dtype),
-            "causal": causal, "tokens": q.shape[0], "ctx": k.shape[0], "batch": cu[0].shape[0] - 1}
+    return {"heads": q.shape[1], "d_qk": q.shape[2], "d_v": v.shape[2],
+            "dtype": dtype_name(q.dtype), "causal": causal, "tokens": q.shape[0],
+            "ctx": k.shape[0], "batch": cu[0].shape[0] - 1}
 
 
 def empty(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,

@@ -1,4 +1,4 @@
-"""CPU lowering: one task per head and block of queries; key blocks that all rows mask are skipped."""
+"""CPU lowering: one task per head and block of queries; fully masked key blocks are skipped."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm.attention import Tile, padded, steps, tile_choices, tile_sizes
+from .._tvm.buffers import buffer
 from .._tvm.exp2 import LN_2, LOG2_E
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
-_FIELDS = 5                          # of a query block: first row, rows, first key, keys, row 0 sees
+_FIELDS = 5          # of a query block: first row, rows, first key, keys, keys that row 0 sees
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Register tiles, queries per task, keys per block, unrolling."""
     lanes = target.lanes
     scores = tile_choices(64, lanes)
@@ -34,11 +35,11 @@ def space(target: Target, shape: Shape) -> Space:
             padded(int(config["rows"]), unit) <= 1.25 * int(config["rows"]))
 
     return Space({"scores": scores, "outputs": outputs,
-                  "rows": (32, 16, 64) if int(shape["tokens"]) > 16 else (16, 32, 64),
+                  "rows": (64, 32, 128) if int(shape["tokens"]) > 32 else (16, 32, 64),
                   "keys": (64, 32, 96), "unroll": (1, 2)}, where)
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main: a serial pass lists the query blocks, then heads x blocks run in parallel."""
     heads, d_qk, d_v = (int(static[a]) for a in ("heads", "d_qk", "d_v"))
     dtype, causal, V = str(static["dtype"]), bool(static["causal"]), int(target.lanes)
@@ -106,14 +107,14 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
         Tk = T.int64()
         C = T.int32()
         NT = T.int32()
-        Q = T.match_buffer(q, (Tq, heads, d_qk), dtype)
-        K = T.match_buffer(k, (Tk, heads, d_qk), dtype)
-        W = T.match_buffer(v, (Tk, heads, d_v), dtype)
-        CQ = T.match_buffer(cu_q, (C,), "int32")
-        CK = T.match_buffer(cu_k, (C,), "int32")
-        O = T.match_buffer(o, (Tq, heads, d_v), dtype)
-        LSE = T.match_buffer(lse, (heads, Tq), "float32")
-        TAB = T.match_buffer(tab, (NT, _FIELDS), "int32")
+        Q = buffer(q, (Tq, heads, d_qk), dtype)
+        K = buffer(k, (Tk, heads, d_qk), dtype)
+        W = buffer(v, (Tk, heads, d_v), dtype)
+        CQ = buffer(cu_q, (C,), "int32")
+        CK = buffer(cu_k, (C,), "int32")
+        O = buffer(o, (Tq, heads, d_v), dtype)
+        LSE = buffer(lse, (heads, Tq), "float32")
+        TAB = buffer(tab, (NT, _FIELDS), "int32")
         with T.sblock("list"):
             at = T.sblock_alloc_buffer((6,), "int32", scope="local")
             list_blocks(CQ, CK, TAB, at, C - 1, NT, count(Tq), count(Tk))
@@ -127,7 +128,10 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
                 top = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
                 total = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
                 rescale = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
+                sees = T.sblock_alloc_buffer((rows_max,), "int32", scope="global")
                 reg = T.sblock_alloc_buffer((t.registers,), "float32", scope="local")
+                half = T.sblock_alloc_buffer((t.sums * 8,), "float32", scope="local")
+                quarter = T.sblock_alloc_buffer((t.sums * 4,), "float32", scope="local")
                 lane = T.sblock_alloc_buffer((V,), "float32", scope="local")
                 to = T.sblock_alloc_buffer((8,), "int32", scope="local")
                 to[0] = TAB[task % NT, 0]                                    # first query
@@ -155,11 +159,11 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
                                  t.d_qk)
                             load(W, values, r, long(to[3] + block * LB + r), task // NT, d_v,
                                  t.d_v)
-                        scores(qs, keys, s, reg, to[2], to[6])
                         for r in range(to[2]):
-                            softmax(s, top, total, rescale, lane, r,
-                                    to[4] + r * int(causal) - block * LB, to[6])
-                        accumulate(s, values, acc, rescale, reg, to[2], to[6])
+                            sees[r] = clamp(to[4] + r * int(causal) - block * LB, 0, to[6])
+                        scores(qs, keys, s, sees, reg, half, quarter, to[2], to[6])
+                        softmax(s, sees, top, total, rescale, lane, to[2], to[6])
+                        accumulate(s, sees, values, acc, rescale, reg, to[2])
                     for r in range(to[1]):
                         LSE[task // NT, long(to[0] + r)] = T.if_then_else(
                             total[r] > T.float32(0), top[r] * T.float32(LN_2) + T.log(total[r]),
@@ -177,7 +181,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Contiguous operands and room for the list of query blocks."""
     main = target.compile(OP.name, OP.static_of(shape), config)["main"]
     rows = int(config["rows"])
@@ -189,6 +193,6 @@ def build(target: Target, shape: Shape, config: Config) -> Kernel:
         blocks = q.shape[0] // rows + cu_seqlens_q.shape[0] + 1
         main(q.contiguous(), k.contiguous(), v.contiguous(), cu_seqlens_q.contiguous(),
              cu_seqlens_k.contiguous(), *out,
-             torch.empty(blocks, _FIELDS, dtype=torch.int32), softmax_scale)
+             torch.empty(blocks, _FIELDS, dtype=torch.int32), float(softmax_scale))
 
     return run

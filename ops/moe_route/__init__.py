@@ -30,7 +30,7 @@ from ..numerics import as_dtype, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 NORM_FLOOR = 1e-20
-_NEAR = 2e-6                         # choices of `inputs` are equal or this part of the best score apart
+_NEAR = 2e-6                         # `inputs` has no two choices closer than that, but equal ones
 
 
 def mask_value(scoring: str, has_bias: bool) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm.exp import exp, sigmoid
-from .._tvm.fp8 import bits
+from .._tvm.fp8 import bits, magnitude_bits
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -24,7 +24,7 @@ _NO_INDEX = (1 << 31) - 1
 
 def space(target: Target, shape: Shape) -> Space:
     """Vector width, tokens per parallel task, tokens below which one thread runs."""
-    return Space({"lanes": (16, 8, 32), "rows": (4, 1, 16, 64), "serial": (8, 0, 32)})
+    return Space({"lanes": (8, 16, 32), "rows": (4, 1, 16, 64), "serial": (8, 0, 32)})
 
 
 def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
 
-    def ordered(value: Any) -> Any:  # int32 that sorts as the float32 does
-        return bits(value) ^ ((bits(value) >> 31) & T.int32(0x7FFFFFFF))
+    def ordered(value: Any) -> Any:  # int32 that sorts as torch sorts float32: NaN on top
+        raw = bits(value)
+        key = raw ^ ((raw >> 31) & T.int32(0x7FFFFFFF))
+        return T.Select(magnitude_bits(value) > T.int32(0x7F800000), T.int32(0x7FFFFFFF), key)
 
     @T.inline
     def largest(values, n, w, lane, top):  # type: ignore[no-untyped-def]
@@ -66,7 +68,9 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
         largest(scores, padded, lanes, lane, total)
         for i in range(padded // lanes):
             for l in T.vectorized(lanes):
-                scores[i * lanes + l] = exp(scores[i * lanes + l] - total[0])
+                scores[i * lanes + l] = scores[i * lanes + l] - total[0]
+            for l in T.vectorized(lanes):
+                scores[i * lanes + l] = exp(scores[i * lanes + l])
         for l in T.vectorized(lanes):
             lane[l] = scores[l]
         for i in range(1, padded // lanes):
@@ -82,10 +86,13 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     @T.inline
     def score_sigmoid(X, r, scores):  # type: ignore[no-untyped-def]
         for i in range(e // lanes):
+            for l in T.vectorized(lanes):    # a store between: exp repeats its argument
+                scores[i * lanes + l] = wide(X[r, i * lanes + l])
             for l in T.vectorized(lanes):
-                scores[i * lanes + l] = sigmoid(wide(X[r, i * lanes + l]))
+                scores[i * lanes + l] = sigmoid(scores[i * lanes + l])
         for l in range(tail, e):
-            scores[l] = sigmoid(wide(X[r, l]))
+            scores[l] = wide(X[r, l])
+            scores[l] = sigmoid(scores[l])
 
     @T.inline
     def keep_groups(choice, first, second, best, kept, where):  # type: ignore[no-untyped-def]

@@ -39,14 +39,15 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
                 top[l] = T.max(top[l], magnitude_bits(wide(X[r, first + i * w + l])))
 
     @T.inline
-    def cast_span(X, Q, r, first, count, w, scale):  # type: ignore[no-untyped-def]
+    def cast_span(X, Q, r, first, count, w, scale, v):  # type: ignore[no-untyped-def]
         for i in range(count // w):
+            for l in T.vectorized(w):        # a store between: the encoder repeats its argument
+                v[l] = scaled(wide(X[r, first + i * w + l]), scale[0], ue8m0)
             for l in T.vectorized(w):
-                Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(
-                    scaled(wide(X[r, first + i * w + l]), scale[0], ue8m0)))
+                Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(v[l]))
 
     @T.inline
-    def cast_group(X, Q, S, r, g, width, top, scale):  # type: ignore[no-untyped-def]
+    def cast_group(X, Q, S, r, g, width, top, scale, v):  # type: ignore[no-untyped-def]
         # full vectors, then 8 lanes, then single columns: a partial group is not scalar code
         top_of_span(X, r, g * group, width, lanes, top)
         top_of_span(X, r, g * group + width // lanes * lanes, width % lanes, 8, top)
@@ -55,22 +56,23 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
             top[0] = T.max(top[0], top[l])
         scale[0] = scale_of(top[0], ue8m0)
         S[r, g] = scale[0]
-        cast_span(X, Q, r, g * group, width, lanes, scale)
-        cast_span(X, Q, r, g * group + width // lanes * lanes, width % lanes, 8, scale)
-        cast_span(X, Q, r, g * group + width // 8 * 8, width % 8, 1, scale)
+        cast_span(X, Q, r, g * group, width, lanes, scale, v)
+        cast_span(X, Q, r, g * group + width // lanes * lanes, width % lanes, 8, scale, v)
+        cast_span(X, Q, r, g * group + width // 8 * 8, width % 8, 1, scale, v)
 
     @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
             for g in range(groups - 1):
                 for l in T.vectorized(lanes):
                     top[l] = bits(EPS)
-                cast_group(X, Q, S, r, g, group, top, scale)
+                cast_group(X, Q, S, r, g, group, top, scale, v)
             for l in T.vectorized(lanes):
                 top[l] = bits(EPS)
-            cast_group(X, Q, S, r, groups - 1, last, top, scale)
+            cast_group(X, Q, S, r, groups - 1, last, top, scale, v)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.exp import silu
+from .._tvm.exp import exp, silu_of
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def space(target: Target, shape: Shape) -> Space:
     """Vector width, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (16, 32, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
+    return Space({"lanes": (32, 16, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
 
 
 def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
@@ -31,17 +31,25 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
         return T.Cast("float32", value)
 
     @T.inline
-    def span(X, Y, r, first, count, w):  # type: ignore[no-untyped-def]
+    def span(X, Y, r, first, count, w, gate, e):  # type: ignore[no-untyped-def]
         for i in range(count // w):
             for l in T.vectorized(w):
-                Y[r, first + i * w + l] = T.Cast(dtype, silu(wide(X[r, first + i * w + l]))
-                                                 * wide(X[r, h + first + i * w + l]))
+                gate[l] = wide(X[r, first + i * w + l])
+            for l in T.vectorized(w):
+                e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
+            for l in T.vectorized(w):
+                gate[l] = silu_of(gate[l], e[l]) * wide(X[r, h + first + i * w + l])
+            for l in T.vectorized(w):
+                Y[r, first + i * w + l] = T.Cast(dtype, gate[l])
 
     @T.inline
     def row(X, Y, r):  # type: ignore[no-untyped-def]
-        span(X, Y, r, 0, h, lanes)
-        span(X, Y, r, h // lanes * lanes, h % lanes, 8)
-        span(X, Y, r, h // 8 * 8, h % 8, 1)
+        with T.sblock("row"):
+            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            e = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            span(X, Y, r, 0, h, lanes, gate, e)
+            span(X, Y, r, h // lanes * lanes, h % lanes, 8, gate, e)
+            span(X, Y, r, h // 8 * 8, h % 8, 1, gate, e)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, y: T.handle):  # type: ignore[no-untyped-def]

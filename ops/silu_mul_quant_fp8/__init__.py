@@ -94,8 +94,8 @@ def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
 def work(shape: Shape) -> Work:
     """Read both halves once, write q and the scales once."""
     m, h = int(shape["tokens"]), int(shape["h"])
-    size = as_dtype(str(shape["dtype"])).itemsize
-    return Work(8 * m * h, m * h * (2 * size + 1) + 4 * m * scale_count(h, int(shape["group_size"])))
+    size, groups = as_dtype(str(shape["dtype"])).itemsize, scale_count(h, int(shape["group_size"]))
+    return Work(8 * m * h, m * h * (2 * size + 1) + 4 * m * groups)
 
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:

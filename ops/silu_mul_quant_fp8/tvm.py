@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.exp import silu
+from .._tvm.exp import exp, silu_of
 from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -22,7 +22,7 @@ _STATIC = ("h", "group_size", "dtype", "ue8m0")
 
 def space(target: Target, shape: Shape) -> Space:
     """Vector width inside a group, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (16, 32, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
+    return Space({"lanes": (32, 16, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
 
 
 def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
@@ -36,36 +36,41 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
         return T.Cast("float32", value)
 
     @T.inline
-    def activate_span(X, y, r, base, first, count, w, top):  # type: ignore[no-untyped-def]
+    def activate_span(X, y, r, base, first, count, w, top, gate, e):  # type: ignore[no-untyped-def]
         for i in range(count // w):
             for l in T.vectorized(w):
-                y[first + i * w + l] = (silu(wide(X[r, base + first + i * w + l]))
+                gate[l] = wide(X[r, base + first + i * w + l])
+            for l in T.vectorized(w):
+                e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
+            for l in T.vectorized(w):
+                y[first + i * w + l] = (silu_of(gate[l], e[l])
                                         * wide(X[r, h + base + first + i * w + l]))
             for l in T.vectorized(w):
                 top[l] = T.max(top[l], magnitude_bits(y[first + i * w + l]))
 
     @T.inline
-    def cast_span(y, Q, r, base, first, count, w, scale):  # type: ignore[no-untyped-def]
+    def cast_span(y, Q, r, base, first, count, w, scale, e):  # type: ignore[no-untyped-def]
         for i in range(count // w):
             for l in T.vectorized(w):
-                Q[r, base + first + i * w + l] = T.Cast("uint8", encode_e4m3(
-                    scaled(y[first + i * w + l], scale[0], ue8m0)))
+                e[l] = scaled(y[first + i * w + l], scale[0], ue8m0)
+            for l in T.vectorized(w):
+                Q[r, base + first + i * w + l] = T.Cast("uint8", encode_e4m3(e[l]))
 
     @T.inline
-    def cast_group(X, EPS, Q, S, r, g, width, y, top, scale):  # type: ignore[no-untyped-def]
+    def cast_group(X, EPS, Q, S, r, g, width, y, top, scale, gate, e):  # type: ignore[no-untyped-def]
         for l in T.vectorized(lanes):
             top[l] = bits(EPS)
         # full vectors, then 8 lanes, then single columns: a partial group is not scalar code
-        activate_span(X, y, r, g * group, 0, width, lanes, top)
-        activate_span(X, y, r, g * group, width // lanes * lanes, width % lanes, 8, top)
-        activate_span(X, y, r, g * group, width // 8 * 8, width % 8, 1, top)
+        activate_span(X, y, r, g * group, 0, width, lanes, top, gate, e)
+        activate_span(X, y, r, g * group, width // lanes * lanes, width % lanes, 8, top, gate, e)
+        activate_span(X, y, r, g * group, width // 8 * 8, width % 8, 1, top, gate, e)
         for l in range(1, lanes):
             top[0] = T.max(top[0], top[l])
         scale[0] = scale_of(top[0], ue8m0)
         S[r, g] = scale[0]
-        cast_span(y, Q, r, g * group, 0, width, lanes, scale)
-        cast_span(y, Q, r, g * group, width // lanes * lanes, width % lanes, 8, scale)
-        cast_span(y, Q, r, g * group, width // 8 * 8, width % 8, 1, scale)
+        cast_span(y, Q, r, g * group, 0, width, lanes, scale, e)
+        cast_span(y, Q, r, g * group, width // lanes * lanes, width % lanes, 8, scale, e)
+        cast_span(y, Q, r, g * group, width // 8 * 8, width % 8, 1, scale, e)
 
     @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
@@ -73,9 +78,11 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
             y = T.sblock_alloc_buffer((group,), "float32", scope="local")
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            e = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
             for g in range(groups - 1):
-                cast_group(X, EPS, Q, S, r, g, group, y, top, scale)
-            cast_group(X, EPS, Q, S, r, groups - 1, last, y, top, scale)
+                cast_group(X, EPS, Q, S, r, g, group, y, top, scale, gate, e)
+            cast_group(X, EPS, Q, S, r, groups - 1, last, y, top, scale, gate, e)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ _STATIC = ("k", "block_size", "dtype")
 
 def space(target: Target, shape: Shape) -> Space:
     """Vector width, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (16, 32, 8, 64), "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
+    return Space({"lanes": (32, 16, 8, 64), "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
 
 
 def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
@@ -32,23 +32,26 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
 
     @T.inline
-    def widen_span(Q, S, W, r, kb, first, count, w):  # type: ignore[no-untyped-def]
+    def widen_span(Q, S, W, r, kb, first, count, w, v):  # type: ignore[no-untyped-def]
         for i in range(count // w):
+            for l in T.vectorized(w):        # a store between: the cast repeats its argument
+                v[l] = decode_e4m3_or_nan(Q[r, first + i * w + l]) * S[r // block, kb]
             for l in T.vectorized(w):
-                W[r, first + i * w + l] = T.Cast(
-                    dtype, decode_e4m3_or_nan(Q[r, first + i * w + l]) * S[r // block, kb])
+                W[r, first + i * w + l] = T.Cast(dtype, v[l])
 
     @T.inline
-    def widen_block(Q, S, W, r, kb, width):  # type: ignore[no-untyped-def]
-        widen_span(Q, S, W, r, kb, kb * block, width, lanes)
-        widen_span(Q, S, W, r, kb, kb * block + width // lanes * lanes, width % lanes, 8)
-        widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1)
+    def widen_block(Q, S, W, r, kb, width, v):  # type: ignore[no-untyped-def]
+        widen_span(Q, S, W, r, kb, kb * block, width, lanes, v)
+        widen_span(Q, S, W, r, kb, kb * block + width // lanes * lanes, width % lanes, 8, v)
+        widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1, v)
 
     @T.inline
     def widen_row(Q, S, W, r):  # type: ignore[no-untyped-def]
-        for kb in range(kblocks - 1):
-            widen_block(Q, S, W, r, kb, block)
-        widen_block(Q, S, W, r, kblocks - 1, last)
+        with T.sblock("row"):
+            v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            for kb in range(kblocks - 1):
+                widen_block(Q, S, W, r, kb, block, v)
+            widen_block(Q, S, W, r, kblocks - 1, last, v)
 
     @T.prim_func(s_tir=True)
     def main(q: T.handle, s: T.handle, w: T.handle):  # type: ignore[no-untyped-def]

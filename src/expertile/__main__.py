@@ -1,4 +1,4 @@
-"""`python -m expertile` and the `expertile` script: run the command line, turn misuse into one line."""
+"""`python -m expertile` and the `expertile` script: misuse becomes one line, not a traceback."""
 
 from __future__ import annotations
 

@@ -92,12 +92,19 @@ def build_artifact(arch: str, threads: int, cache_dir: str, op_name: str, static
     return str(path)
 
 
-@cache
+_SHARE_CPUS = -3                     # TVM's kSpecifyThreadShareAllCore: nothing is pinned
+
+
 def _use_threads(threads: int) -> None:
+    """Give TVM's pool, of which a process has one, this many threads on any of our CPUs.
+
+    TVM's other modes pin the calling thread to one core, and everything forked from it
+    (docs/facts.md), so this must come before anything that starts the pool.
+    """
     import tvm
 
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(1, threads)
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    tvm.get_global_func("runtime.config_threadpool")(_SHARE_CPUS, threads, cpus)
 
 
 class _Module:

@@ -19,17 +19,17 @@ def read_kernel(threads: int, streams: int, row: int, lanes: int) -> Any:
             with T.sblock("task"):
                 acc = T.sblock_alloc_buffer((streams, lanes), "float32", scope="local")
                 for s in T.unroll(streams):
-                    for l in T.vectorized(lanes):
-                        acc[s, l] = T.float32(0)
+                    for v in T.vectorized(lanes):
+                        acc[s, v] = T.float32(0)
                 for i in range(row // lanes):
                     for s in T.unroll(streams):
-                        for l in T.vectorized(lanes):
-                            acc[s, l] = acc[s, l] + D[t, s, i * lanes + l]
-                for l in T.vectorized(lanes):
-                    S[t, l] = T.float32(0)
+                        for v in T.vectorized(lanes):
+                            acc[s, v] = acc[s, v] + D[t, s, i * lanes + v]
+                for v in T.vectorized(lanes):
+                    S[t, v] = T.float32(0)
                 for s in T.unroll(streams):
-                    for l in T.vectorized(lanes):
-                        S[t, l] = S[t, l] + acc[s, l]
+                    for v in T.vectorized(lanes):
+                        S[t, v] = S[t, v] + acc[s, v]
 
     return main
 
@@ -41,19 +41,19 @@ def fma_kernel(threads: int, chains: int, steps: int, lanes: int) -> Any:
     def main(factors: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": "fma", "tirx.noalias": True})
         F = T.match_buffer(factors, (2,), "float32")
-        O = T.match_buffer(out, (threads, chains, lanes), "float32")  # noqa: E741
+        O = T.match_buffer(out, (threads, chains, lanes), "float32")
         for t in T.parallel(threads):
             with T.sblock("task"):
                 acc = T.sblock_alloc_buffer((chains, lanes), "float32", scope="local")
                 for c in T.unroll(chains):
-                    for l in T.vectorized(lanes):
-                        acc[c, l] = T.Cast("float32", c)
+                    for v in T.vectorized(lanes):
+                        acc[c, v] = T.Cast("float32", c)
                 for _ in range(steps):
                     for c in T.unroll(chains):
-                        for l in T.vectorized(lanes):
-                            acc[c, l] = acc[c, l] * F[0] + F[1]
+                        for v in T.vectorized(lanes):
+                            acc[c, v] = acc[c, v] * F[0] + F[1]
                 for c in T.unroll(chains):
-                    for l in T.vectorized(lanes):
-                        O[t, c, l] = acc[c, l]
+                    for v in T.vectorized(lanes):
+                        O[t, c, v] = acc[c, v]
 
     return main

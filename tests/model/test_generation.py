@@ -82,10 +82,10 @@ def test_chat_template(tmp_path: Path) -> None:
 def test_stream_is_generate(llm: LLM) -> None:
     params = greedy(20, ignore_eos=True)
     whole = llm.generate("Return the sum", params)[0]
-    chunks = list(llm.stream("Return the sum", params))
-    assert "".join(c.text for c in chunks) == whole.text == llm.tokenizer.decode(whole.token_ids)
-    assert [i for c in chunks for i in c.token_ids] == whole.token_ids
-    assert [c.finish_reason for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    pieces = list(llm.stream("Return the sum", params))
+    assert "".join(pieces) == whole.text == llm.tokenizer.decode(whole.token_ids)
+    assert [i for p in pieces for i in p.token_ids] == whole.token_ids
+    assert [p.finish_reason for p in pieces] == [None] * (len(pieces) - 1) + ["length"]
     assert whole.prompt_token_ids == llm.tokenizer.encode("Return the sum")
     assert len(llm.cache.free) == llm.cache.num_pages
 
@@ -105,7 +105,7 @@ def test_stop_strings_cut_the_text(llm: LLM) -> None:
     cut = llm.generate("Return", params)[0]
     assert cut.text == free.text[:free.text.find(stop)] and cut.finish_reason == "stop"
     assert len(cut.token_ids) < 30
-    assert "".join(c.text for c in llm.stream("Return", params)) == cut.text
+    assert "".join(llm.stream("Return", params)) == cut.text
 
 
 def test_end_tokens(llm: LLM) -> None:
@@ -130,7 +130,7 @@ def test_samples_do_not_depend_on_the_batch(llm: LLM) -> None:
 
 def test_a_small_cache_queues_requests(llm: LLM, checkpoint: Checkpoints) -> None:
     small = LLM(checkpoint("moonlight").path, page_size=16, max_cache_tokens=96, max_batch=3)
-    prompts = [list(range(2 + i, 20 + 3 * i)) for i in range(7)]
+    prompts = [torch.arange(2 + i, 20 + 3 * i) for i in range(7)]
     got = small.generate(prompts, greedy(15, ignore_eos=True))
     want = llm.generate(prompts, greedy(15, ignore_eos=True))
     assert [o.token_ids for o in got] == [o.token_ids for o in want]

@@ -113,6 +113,9 @@ def test_perplexity(checkpoint: Checkpoints, load: Models) -> None:
     for chunk in (16, TOKENS):
         got = load("v3").perplexity(want.ids[0], chunk)
         assert got == pytest.approx(float(nll.exp()), rel=1e-4)
+    both = torch.nn.functional.cross_entropy(want.logits[:, :-1].double().flatten(0, 1),
+                                             want.ids[:, 1:].flatten())
+    assert load("v3").perplexity(want.ids) == pytest.approx(float(both.exp()), rel=1e-4)
 
 
 def test_report_names_the_operators(checkpoint: Checkpoints, load: Models) -> None:

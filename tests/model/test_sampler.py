@@ -59,7 +59,8 @@ def test_seed_and_greedy() -> None:
     draws = [[sample(LOGITS, p, g) for _ in range(20)] for p in (params, params, SamplingParams())
              for g in (generator(p),)]
     assert draws[0] == draws[1] != draws[2]
-    assert sample(LOGITS, SamplingParams(temperature=0), generator(params)) == 0
+    for temperature in (0, 1e-40):
+        assert sample(LOGITS, SamplingParams(temperature=temperature), generator(params)) == 0
     assert logprob(LOGITS, 3) == pytest.approx(float(LOGITS.log_softmax(-1)[3]))
 
 

@@ -47,11 +47,12 @@ def test_any_number_of_splits_gives_the_same(cpu: Target, shape: Shape) -> None:
         check(OP, LOWERING.build(cpu, shape, {**default, "splits": splits}), shape, seed=splits)
 
 
-def test_avx2_code_on_all_cases(cpu: Target) -> None:
-    """Eight lanes, whatever this machine has."""
+@pytest.mark.parametrize("arch", ["x86-avx2", "x86"])
+def test_narrower_vectors_on_all_cases(cpu: Target, arch: str) -> None:
+    """Eight and four lanes, whatever this machine has."""
     if not cpu.arch.startswith("x86-avx"):
         pytest.skip(f"needs AVX2, this is {cpu.arch}")
-    check_config(OP, targets.load("cpu", arch="x86-avx2"), OP.odd_shapes[4])
+    check_config(OP, targets.load("cpu", arch=arch), OP.odd_shapes[4])
 
 
 def test_fp8_cache_equals_its_dequantised_rows(cpu: Target) -> None:

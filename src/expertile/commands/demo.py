@@ -15,8 +15,8 @@ from .progress import TuneProgress
 from .run import TINY, report_table
 from .tune import outcome_table
 
-# What the bundled model meets: one token at a time, and a prompt of a few tokens.
-_LOAD = Load(tokens=(1, 4), batch=(1,), ctx=(256,))
+# What the bundled model meets: one token at a time, and a short prompt.
+_LOAD = Load(tokens=(1, 16), batch=(1,), ctx=(256,))
 
 
 def demo(
@@ -28,7 +28,7 @@ def demo(
     from ..model import LLM, SamplingParams
     from ..ops import load, names
     from ..opt.budget import Budget
-    from ..opt.tune import tune_all
+    from ..opt.tune import tune_many
     from ..tuning_db.store import TuningDB
 
     console = Console()
@@ -36,10 +36,10 @@ def demo(
     if why := target.available():
         raise ValueError(f"the demo tunes on this CPU, but {why}")
     console.print(f"Tuning for {target.device} ({seconds:.0f} s) into {where(db)}")
-    work = [(op, op.shapes(preset("tiny"), _LOAD)) for op in map(load, names())]
+    tasks = [(op, s) for op in map(load, names()) for s in op.shapes(preset("tiny"), _LOAD)]
     with TuningDB(where(db)) as store, TuneProgress(console) as progress:
-        outcomes = tune_all([(op, shapes) for op, shapes in work if shapes], target, store,
-                            Budget(seconds=seconds), 0, progress, "expertile demo")
+        outcomes = tune_many(tasks, target, store, Budget(seconds=seconds), 0, progress,
+                             "expertile demo")
     console.print(outcome_table(outcomes))
 
     console.print("\nThe bundled model, on these operators:\n")

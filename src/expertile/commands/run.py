@@ -49,13 +49,12 @@ def run(
                             max_tokens=max_tokens)
     outputs = []
     for text in prompt or ["Return the"]:
-        if chat:
-            text = llm.tokenizer.chat([{"role": "user", "content": text}])
         start = time.perf_counter()
         pieces = []
         if not as_json:
             print(text, end="", flush=True)
-        for piece in llm.stream(text, params):
+        for piece in llm.stream(
+                llm.chat_ids([{"role": "user", "content": text}]) if chat else text, params):
             pieces.append(piece)
             if not as_json:
                 print(piece, end="", flush=True)

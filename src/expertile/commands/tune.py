@@ -61,7 +61,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
                   title="interleaved low quantiles; the limit is this machine's, measured")
     for o in outcomes:
         r, percent = o.record, o.percent_of_floor
-        result = r.decision or r.status
+        result: str = r.decision or r.status
         if r.decision == "tuned" and r.speedup:
             result = f"{r.speedup:.2f}x"
         table.add_row(
@@ -106,14 +106,14 @@ def tune(
     if dry_run:
         _print_plan(work, device, as_json)
         return
-    from ..opt.tune import tune_all
+    from ..opt.tune import tune_many
     from ..tuning_db.store import TuningDB
 
     target = targets.load(device, **({"cache_dir": settings.read().cache_dir}
                                      if device.startswith("cpu") else {}))
     with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
-        outcomes = tune_all(work, target, store, limit, seed, progress,
-                            shlex.join(["expertile", *sys.argv[1:]]))
+        outcomes = tune_many([(o, s) for o, shapes in work for s in shapes], target, store,
+                             limit, seed, progress, shlex.join(["expertile", *sys.argv[1:]]))
     if as_json:
         print(json.dumps({"device": target.device, "db": where(db),
                           "records": [o.to_json() for o in outcomes]}, indent=2))

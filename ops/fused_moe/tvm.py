@@ -1,0 +1,190 @@
+"""CPU lowering: counting sort by expert, two grouped GEMMs with SwiGLU between, weighted sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.gemm import Task, local, put, scope, tiles
+from .._tvm.gemm_stages import (
+    Plan,
+    each_row,
+    each_task,
+    round_row,
+    scratch,
+    tensor,
+    widen_row,
+    write_tile,
+)
+from .._tvm.gemm_stages import space as gemm_space
+from ..gemm_nt.tvm import bytes_of, scales_of
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+from . import OP, regime
+
+if TYPE_CHECKING:
+    from ...targets.base import VectorTarget
+
+_SCRATCH_ELEMENTS = 64_000_000       # 256 MB of float32: more tokens run in several passes
+
+
+def space(target: VectorTarget, shape: Shape) -> Space:
+    """Tiles and blocking, of both GEMMs."""
+    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+
+
+class _Moe:
+    """The stages; rows of the GEMMs are (token, slot) pairs sorted by expert."""
+
+    def __init__(self, lanes: int, static: Shape, config: Config):
+        self.e, self.top_k = int(static["e"]), int(static["top_k"])
+        self.k, self.inter = int(static["hidden"]), int(static["inter"])
+        self.dtype, self.w_dtype = str(static["dtype"]), str(static["w_dtype"])
+        self.block_n, self.block_k = int(static["block_n"]), int(static["block_k"])
+        self.w8a8 = bool(static["w8a8"])
+        self.order = str(config["order"])
+        block = self.block_n, self.block_k
+        self.up = tiles(self.inter, self.k, self.w_dtype, block, lanes, config, halves=2)
+        self.down = tiles(self.k, self.inter, self.w_dtype, block, lanes, config)
+        self.lanes = lanes
+
+    def widen(self, X: Any, HIDDEN: Any, tokens: Any) -> None:
+        """float32 activations; after a round trip through FP8 for w8a8."""
+        if self.w8a8:
+            each_row(tokens, 4 * self.k, lambda t: round_row(
+                self.lanes, X, HIDDEN, t, self.k, self.dtype, self.block_k))
+        elif self.dtype != "float32":
+            each_row(tokens, self.k, lambda t: widen_row(
+                self.lanes, X, HIDDEN, HIDDEN, t, self.k, self.dtype, self.block_k))
+
+    def gemm_up(self, plan: Plan, X: Any, W: Any, S: Any, H: Any) -> None:
+        """H[sorted row] = silu(gate) * up of the row's token."""
+        g = self.up
+
+        def task(item: Any, chunk: Any) -> None:
+            with scope("up"):
+                C = scratch(g)
+                first, count = plan.first(item), plan.count(item)
+                Task(g, X, lambda r: plan.row(r) // self.top_k, W, S, C, plan.expert(item), first,
+                     count, g.column(chunk)).emit()
+                write_tile(g, C, H, count, g.column(chunk), "float32", lambda r: (first + r,))
+
+        each_task(plan.items, g.chunks, self.order, task)
+        if self.w8a8:
+            each_row(plan.total, 4 * self.inter, lambda r: round_row(
+                self.lanes, H, H, r, self.inter, "float32", self.block_k))
+
+    def gemm_down(self, plan: Plan, H: Any, W: Any, S: Any, Y: Any) -> None:
+        """Y[pair] = H[sorted row] . W2 of its expert."""
+        g = self.down
+
+        def task(item: Any, chunk: Any) -> None:
+            with scope("down"):
+                C = scratch(g)
+                first, count = plan.first(item), plan.count(item)
+                Task(g, H, lambda r: r, W, S, C, plan.expert(item), first, count,
+                     g.column(chunk)).emit()
+                write_tile(g, C, Y, count, g.column(chunk), "float32",
+                           lambda r: (plan.row(first + r),))
+
+        each_task(plan.items, g.chunks, self.order, task)
+
+    def add_up(self, Y: Any, WEIGHTS: Any, IDS: Any, OUT: Any, tokens: Any) -> None:
+        """OUT[token] = sum of its pairs, in slot order: deterministic."""
+        def vector(t: Any, first: Any, lanes: int) -> None:
+            with scope("sum"):
+                acc = local(lanes)
+                with T.vectorized(lanes) as lane:
+                    put(acc, lane, T.float32(0))
+                with T.serial(self.top_k) as j:
+                    ours = T.And(IDS[t, j] >= 0, IDS[t, j] < self.e)
+                    with T.If(ours), T.Then(), T.vectorized(lanes) as lane:
+                        put(acc, lane, acc[lane]
+                            + WEIGHTS[t, j] * Y[t * self.top_k + j, first + lane])
+                with T.vectorized(lanes) as lane:
+                    put(OUT, (t, first + lane), T.Cast(self.dtype, acc[lane]))
+
+        def row(t: Any) -> None:
+            with T.serial(self.k // self.lanes) as v:
+                vector(t, v * self.lanes, self.lanes)
+            if self.k % self.lanes:
+                with T.serial(self.k // self.lanes * self.lanes, self.k) as c:
+                    vector(t, c, 1)
+
+        each_row(tokens, self.top_k * self.k, row)
+
+
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
+    """main(hidden, w1, w2, weights, ids, scales, scratch x (or hidden) h y plan, out)."""
+    m = _Moe(target.lanes, static, config)
+    e, k, inter, top_k = m.e, m.k, m.inter, m.top_k
+
+    def run(HIDDEN: Any, W1: Any, W2: Any, WEIGHTS: Any, IDS: Any, S1: Any, S2: Any, X: Any,
+            H: Any, Y: Any, PLAN: Any, OUT: Any, tokens: Any) -> None:
+        plan = Plan(PLAN, tokens * top_k)
+        plan.sort(lambda p: IDS[p // top_k, p % top_k], tokens * top_k, e, m.up.rows)
+        m.widen(X, HIDDEN, tokens)
+        m.gemm_up(plan, X, W1, S1, H)
+        m.gemm_down(plan, H, W2, S2, Y)
+        m.add_up(Y, WEIGHTS, IDS, OUT, tokens)
+
+    @T.prim_func(s_tir=True)
+    def main(  # type: ignore[no-untyped-def]
+            hidden: T.handle, w1: T.handle, w2: T.handle, weights: T.handle, ids: T.handle,
+            s1: T.handle, s2: T.handle, x: T.handle, h: T.handle, y: T.handle, p: T.handle,
+            o: T.handle):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        M = T.int64()
+        PAIRS = T.int64()
+        WORDS = T.int64()
+        ES = T.int64()
+        NS1 = T.int64()
+        KS1 = T.int64()
+        NS2 = T.int64()
+        KS2 = T.int64()
+        HIDDEN = tensor(hidden, (M, k), m.dtype)
+        W1 = tensor(w1, (e, 2 * inter, k), m.w_dtype)
+        W2 = tensor(w2, (e, k, inter), m.w_dtype)
+        WEIGHTS = tensor(weights, (M, top_k), "float32")
+        IDS = tensor(ids, (M, top_k), "int32")
+        S1 = tensor(s1, (ES, NS1, KS1), "float32")
+        S2 = tensor(s2, (ES, NS2, KS2), "float32")
+        X = tensor(x, (M, k), "float32")
+        H = tensor(h, (PAIRS, inter), "float32")
+        Y = tensor(y, (PAIRS, k), "float32")
+        PLAN = tensor(p, (WORDS,), "int32")
+        OUT = tensor(o, (M, k), m.dtype)
+        run(HIDDEN, W1, W2, WEIGHTS, IDS, S1, S2, X, H, Y, PLAN, OUT, M)
+
+    return {"main": main}
+
+
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
+    """Bind the compiled function to torch tensors; float32 hidden states are used in place."""
+    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+    per_token = int(shape["top_k"]) * (int(shape["hidden"]) + int(shape["inter"]))
+    at_most = max(_SCRATCH_ELEMENTS // max(per_token, 1), 1)
+
+    def one_pass(hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, s1: Tensor,
+                 s2: Tensor, in_place: bool, out: Tensor) -> None:
+        (tokens, k), pairs = hidden.shape, ids.numel()
+        main(hidden, w1, w2, weights, ids, s1, s2, hidden if in_place else torch.empty((tokens, k)),
+             torch.empty((pairs, w2.shape[2])), torch.empty((pairs, k)),
+             torch.empty(Plan.size(pairs, w1.shape[0]), dtype=torch.int32), out)
+
+    def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
+            w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
+            use_fp8_w8a8: bool, *, out: Outputs) -> None:
+        hidden, weights, ids = (t.contiguous() for t in (hidden, topk_weights, topk_ids))
+        w1, w2, s1, s2 = bytes_of(w1), bytes_of(w2), scales_of(w1_scale, 3), scales_of(w2_scale, 3)
+        in_place = hidden.dtype == torch.float32 and not use_fp8_w8a8
+        for first in range(0, hidden.shape[0] if out[0].numel() else 0, at_most):
+            part = slice(first, first + at_most)
+            one_pass(hidden[part], w1, w2, weights[part], ids[part], s1, s2, in_place,
+                     out[0][part])
+
+    return run
+

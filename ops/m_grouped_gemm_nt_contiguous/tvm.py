@@ -1,0 +1,119 @@
+"""CPU lowering: one scan finds the runs, then tiles on the weights as they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.gemm import Task, local, put, scope, tiles
+from .._tvm.gemm_stages import Plan, each_row, each_task, scratch, tensor, widen_row, write_tile
+from .._tvm.gemm_stages import space as gemm_space
+from ..gemm_nt.tvm import bytes_of, scales_of
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+from . import OP, regime
+
+if TYPE_CHECKING:
+    from ...targets.base import VectorTarget
+
+
+def space(target: VectorTarget, shape: Shape) -> Space:
+    """Tiles and blocking."""
+    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+
+
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
+    """main(a, a_scale, b, b_scale, m_indices, x: scratch [M, K] or `a`, plan: scratch, out)."""
+    n, k, e = int(static["n"]), int(static["k"]), int(static["e"])
+    block_n, block_k = int(static["block_n"]), int(static["block_k"])
+    a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
+    g = tiles(n, k, str(static["w_dtype"]), (block_n, block_k), target.lanes, config)
+    order = str(config["order"])
+
+    def valid(IDS: Any, r: Any) -> Any:
+        return T.And(IDS[r] >= 0, IDS[r] < e)
+
+    def widen(X: Any, A: Any, AS: Any, IDS: Any, rows: Any) -> None:
+        def row(r: Any) -> None:
+            with T.If(valid(IDS, r)), T.Then():
+                widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k)
+        if a_dtype != "float32":
+            each_row(rows, k, row)
+
+    def find_runs(plan: Plan, IDS: Any, rows: Any) -> None:
+        plan.clear()
+        with scope("runs"):
+            start = local(1, "int64")
+            put(start, 0, T.int64(0))
+            with T.serial(rows) as r:
+                last = T.Or(r == rows - 1, IDS[r] != IDS[T.min(r + 1, rows - 1)])
+                with T.If(last), T.Then():
+                    with T.If(valid(IDS, r)), T.Then():
+                        plan.add(IDS[r], start[0], r + 1 - start[0], g.rows)
+                    put(start, 0, T.Cast("int64", r + 1))
+
+    def gemm(plan: Plan, X: Any, B: Any, BS: Any, OUT: Any) -> None:
+        def task(item: Any, chunk: Any) -> None:
+            with scope("task"):
+                C = scratch(g)
+                first, count = plan.first(item), plan.count(item)
+                Task(g, X, lambda r: r, B, BS, C, plan.expert(item), first, count,
+                     g.column(chunk)).emit()
+                write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
+
+        each_task(plan.items, g.chunks, order, task)
+
+    def run(X: Any, A: Any, AS: Any, B: Any, BS: Any, IDS: Any, PLAN: Any, OUT: Any,
+            rows: Any) -> None:
+        plan = Plan(PLAN, rows)
+        find_runs(plan, IDS, rows)
+        widen(X, A, AS, IDS, rows)
+        gemm(plan, X, B, BS, OUT)
+
+    @T.prim_func(s_tir=True)
+    def main(  # type: ignore[no-untyped-def]
+            a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, ids: T.handle, x: T.handle,
+            p: T.handle, o: T.handle):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        M = T.int64()
+        MS = T.int64()
+        ES = T.int64()
+        NS = T.int64()
+        KS = T.int64()
+        PS = T.int64()
+        A = tensor(a, (M, k), a_dtype)
+        AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
+        B = tensor(b, (e, n, k), g.dtype)
+        BS = tensor(b_s, (ES, NS, KS), "float32")
+        IDS = tensor(ids, (M,), "int32")
+        X = tensor(x, (M, k), "float32")
+        PLAN = tensor(p, (PS,), "int32")
+        OUT = tensor(o, (M, n), out_dtype)
+        run(X, A, AS, B, BS, IDS, PLAN, OUT, M)
+
+    return {"main": main}
+
+
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
+    """Bind the compiled function to torch tensors; float32 activations are used in place."""
+    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+
+    def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
+            m_indices: Tensor, block_n: int, block_k: int, out_dtype: torch.dtype, *,
+            out: Outputs) -> None:
+        if not out[0].numel():
+            return
+        a = a.contiguous()
+        x = a if a.dtype == torch.float32 else torch.empty(a.shape)
+        if a_scale is None:
+            a_s = torch.empty((1, -(-a.shape[1] // block_k)))
+        else:
+            a_s = a_scale.contiguous()
+        plan = torch.empty(Plan.size(a.shape[0], 0), dtype=torch.int32)
+        main(bytes_of(a), a_s, bytes_of(b), scales_of(b_scale, 3), m_indices.contiguous(), x, plan,
+             out[0])
+
+    return run

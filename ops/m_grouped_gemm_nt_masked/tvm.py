@@ -1,0 +1,108 @@
+"""CPU lowering: items from the counts, then tiles of dot products on the weights as they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tvm.script import tirx as T
+
+from .._tvm.gemm import Task, scope, tiles
+from .._tvm.gemm_stages import Plan, each_row, each_task, scratch, tensor, widen_row, write_tile
+from .._tvm.gemm_stages import space as gemm_space
+from ..gemm_nt.tvm import bytes_of, scales_of
+from ..space import Config, Space
+from ..spec import Kernel, Outputs, Shape
+from . import OP, regime
+
+if TYPE_CHECKING:
+    from ...targets.base import VectorTarget
+
+
+def space(target: VectorTarget, shape: Shape) -> Space:
+    """Tiles and blocking."""
+    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+
+
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
+    """main(a [E * Mmax, K], a_scale, b, b_scale, masked_m, x, plan, out [E * Mmax, N], Mmax)."""
+    n, k, e = int(static["n"]), int(static["k"]), int(static["e"])
+    block_n, block_k = int(static["block_n"]), int(static["block_k"])
+    a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
+    g = tiles(n, k, str(static["w_dtype"]), (block_n, block_k), target.lanes, config)
+    order = str(config["order"])
+
+    def count_of(MASKED: Any, expert: Any, m_max: Any) -> Any:
+        return T.max(T.min(T.Cast("int64", MASKED[expert]), m_max), T.int64(0))
+
+    def gemm(plan: Plan, X: Any, B: Any, BS: Any, OUT: Any) -> None:
+        def task(item: Any, chunk: Any) -> None:
+            with scope("task"):
+                C = scratch(g)
+                first, count = plan.first(item), plan.count(item)
+                Task(g, X, lambda r: r, B, BS, C, plan.expert(item), first, count,
+                     g.column(chunk)).emit()
+                write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
+
+        each_task(plan.items, g.chunks, order, task)
+
+    def run(X: Any, A: Any, AS: Any, B: Any, BS: Any, MASKED: Any, PLAN: Any, OUT: Any,
+            m_max: Any) -> None:
+        def widen(r: Any) -> None:
+            with T.If(r % m_max < count_of(MASKED, r // m_max, m_max)), T.Then():
+                widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k)
+
+        plan = Plan(PLAN, e * m_max)
+        plan.clear()
+        with T.serial(e) as expert:
+            plan.add(expert, expert * m_max, count_of(MASKED, expert, m_max), g.rows)
+        if a_dtype != "float32":
+            each_row(e * m_max, k, widen)
+        gemm(plan, X, B, BS, OUT)
+
+    @T.prim_func(s_tir=True)
+    def main(  # type: ignore[no-untyped-def]
+            a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, masked: T.handle, x: T.handle,
+            p: T.handle, o: T.handle, m_max: T.int64):
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        M = T.int64()
+        MS = T.int64()
+        ES = T.int64()
+        NS = T.int64()
+        KS = T.int64()
+        PS = T.int64()
+        A = tensor(a, (M, k), a_dtype)
+        AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
+        B = tensor(b, (e, n, k), g.dtype)
+        BS = tensor(b_s, (ES, NS, KS), "float32")
+        MASKED = tensor(masked, (e,), "int32")
+        X = tensor(x, (M, k), "float32")
+        PLAN = tensor(p, (PS,), "int32")
+        OUT = tensor(o, (M, n), out_dtype)
+        run(X, A, AS, B, BS, MASKED, PLAN, OUT, m_max)
+
+    return {"main": main}
+
+
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
+    """Bind the compiled function to torch tensors; float32 activations are used in place."""
+    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+
+    def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
+            masked_m: Tensor, expected_m: int | None, block_n: int, block_k: int,
+            out_dtype: torch.dtype, *, out: Outputs) -> None:
+        if not out[0].numel():
+            return
+        m_max, k = a.shape[1:]
+        a = a.reshape(-1, k).contiguous()
+        x = a if a.dtype == torch.float32 else torch.empty(a.shape)
+        if a_scale is None:
+            a_s = torch.empty((1, -(-k // block_k)))
+        else:
+            a_s = a_scale.contiguous().view(a.shape[0], -1)
+        plan = torch.empty(Plan.size(a.shape[0], 0), dtype=torch.int32)
+        main(bytes_of(a), a_s, bytes_of(b), scales_of(b_scale, 3), masked_m.contiguous(), x, plan,
+             out[0].view(a.shape[0], -1), m_max)
+
+    return run

@@ -1,0 +1,114 @@
+"""One shape in the measuring child: inputs, expected outputs and kernels, kept between jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import cycle
+from typing import Any
+
+from torch import Tensor
+
+from .. import ops
+from ..ops.space import Config, config_text
+from ..ops.spec import Args, Kernel, Operator, Outputs, Shape
+from ..targets.base import Target
+from .checks import run_once, why_wrong
+
+ARGUMENT_SETS = 8                    # rotated, so that routed weights are as cold as in a model
+HELD_BYTES = 4 << 30                 # cases' inputs kept between candidates, else made again
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and what a job measures; plain JSON on the way to the child."""
+
+    recipe: tuple[str, dict[str, Any]]
+    op: str
+    shape: dict[str, Any]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Keyword `site` of every job."""
+        return asdict(self)
+
+
+def executes(target: Target) -> bool:
+    """Whether kernels of this target really compute, so that they must be right."""
+    return target.evidence() >= "L3"
+
+
+def make_target(recipe: tuple[str, dict[str, Any]]) -> Target:
+    """The target behind a recipe."""
+    module, _, function = recipe[0].partition(":")
+    made: Target = getattr(import_module(module), function)(**recipe[1])
+    return made
+
+
+class Session:
+    """One shape in the measuring child: its inputs, expected outputs and kernels."""
+
+    def __init__(self, site: Site):
+        self.target = make_target(site.recipe)
+        self.op: Operator = ops.load(site.op)
+        self.shape: Shape = site.shape
+        self.seed = site.seed
+        self.args: list[Args] = [()]
+        self.outs: list[Outputs] = [()]
+        self._held: list[tuple[str, Args]] | None = []
+        self._want: list[Outputs] = []
+        self._kernels: dict[str, Kernel] = {}
+        if executes(self.target):
+            self._make_inputs()
+
+    def _make_inputs(self) -> None:
+        first = self.op.inputs(self.shape, self.seed)
+        drawn = [self.op.redraw(first, self.seed + i) for i in range(1, ARGUMENT_SETS)]
+        self.args = [first, *(args for args in drawn if args is not first)]
+        self.outs = [self.op.empty(*args) for args in self.args]
+        held: dict[int, int] = {}
+        for name, args in self.op.cases(self.shape, self.seed):
+            self._want.append(run_once(self.op.reference, self.op, args))
+            held |= {a.untyped_storage().data_ptr(): a.untyped_storage().nbytes()
+                     for a in args if isinstance(a, Tensor)}
+            if sum(held.values()) > HELD_BYTES:
+                self._held = None
+            if self._held is not None:
+                self._held.append((name, args))
+
+    def kernel(self, config: Config) -> Kernel:
+        """A config's kernel, built or loaded once."""
+        text = config_text(config)
+        if text not in self._kernels:
+            self._kernels[text] = self.target.build_kernel(self.op, self.shape, config)
+        return self._kernels[text]
+
+    def keep(self, *configs: Config | None) -> None:
+        """Forget all other kernels: some hold a packed copy of the weights."""
+        texts = {config_text(c) for c in configs if c is not None}
+        self._kernels = {k: v for k, v in self._kernels.items() if k in texts}
+
+    def why_wrong(self, config: Config) -> str | None:
+        """The first case whose outputs are not the reference's, or None."""
+        kernel = self.kernel(config)
+        if not self._want:
+            return None
+        cases = self._held if self._held is not None else self.op.cases(self.shape, self.seed)
+        for (name, args), want in zip(cases, self._want, strict=True):
+            if why := why_wrong(self.op, kernel, name, args, want):
+                return why
+        return None
+
+    def caller(self, config: Config) -> Callable[[], object]:
+        """Calls the config's kernel on one argument set after the other; warm when returned."""
+        kernel = self.kernel(config)
+
+        def bound(args: Args, out: Outputs) -> Callable[[], object]:
+            return lambda: kernel(*args, out=out)
+
+        calls = [bound(args, out) for args, out in zip(self.args, self.outs, strict=True)]
+        for call in calls:
+            call()
+        following = cycle(calls).__next__
+        return lambda: following()()
