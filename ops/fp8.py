@@ -39,7 +39,7 @@ def group_cast(groups: Tensor, eps: float, use_ue8m0: bool, axes: tuple[int, ...
 def check_cast(group: int, eps: float) -> None:
     """The rules that all casts share."""
     if group < 1:
-        raise ValueError(f"a scale group must have at least 1 element, got {group}")
+        raise ValueError(f"group_size must be at least 1, got {group}")
     if not 0.0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps}; 1e-10 is usual: it keeps "
                          "the scale of an all-zero group above 0")

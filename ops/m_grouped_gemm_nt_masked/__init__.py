@@ -47,8 +47,8 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
 
 def empty(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, masked_m: Tensor,
           expected_m: int | None, block_n: int, block_k: int, out_dtype: torch.dtype) -> Outputs:
-    """[E, Mmax, N]."""
-    return (torch.empty((*a.shape[:2], b.shape[1]), dtype=out_dtype, device=a.device),)
+    """[E, Mmax, N], zero in rows past masked_m so that the functional form is defined."""
+    return (torch.zeros((*a.shape[:2], b.shape[1]), dtype=out_dtype, device=a.device),)
 
 
 def reference(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,

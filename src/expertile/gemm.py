@@ -90,8 +90,7 @@ def m_grouped_gemm_nt_masked(
     Args:
         a: [E, Mmax, K] plain or a pair with scales [E, Mmax, ceil(K / block_k)].
         b: [E, N, K] plain or a pair, as in `m_grouped_gemm_nt_contiguous`.
-        masked_m: [E] int32; rows past it are neither read nor written (uninitialised when `out`
-            is absent).
+        masked_m: [E] int32; rows past it are neither read nor written (zero when `out` is absent).
         expected_m: the rows per expert to expect, a hint for the choice of config.
         out, out_dtype, block_shape: as in `gemm_nt`.
 

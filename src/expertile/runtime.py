@@ -82,8 +82,8 @@ class Runtime:
         return load_snapshot(self._db or self._settings.db, user=self._settings.user_db,
                              project=self._settings.project_db)
 
-    def __call__(self, op: Operator, args: Args, out: Outputs) -> None:
-        """Run one operator into `out`; ValueError/TypeError say what is wrong with the call."""
+    def __call__(self, op: Operator, args: Args, out: Outputs | None = None) -> Outputs:
+        """Run one operator into `out` (fresh if None); a wrong call raises before anything runs."""
         shape = op.shape_of(*args)
         key = (op.name, *shape.values())
         bound = self._by_shape.get(key)
@@ -92,7 +92,10 @@ class Runtime:
                 self._by_shape.clear()
             bound = self._by_shape[key] = self.bind(op, shape)
         bound.calls += 1
+        if out is None:
+            out = op.empty(*args)
         bound.kernel(*args, out=out)
+        return out
 
     def bind(self, op: Operator, shape: Shape) -> Bound:
         """Decide what answers a shape: its record, else the default config, else the reference."""
@@ -186,6 +189,4 @@ def runtime_for(args: Args) -> Runtime:
 
 def run(op: Operator, args: Args) -> Outputs:
     """Call an operator into fresh outputs."""
-    out = op.empty(*args)
-    runtime_for(args)(op, args, out)
-    return out
+    return runtime_for(args)(op, args)
