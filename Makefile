@@ -23,7 +23,7 @@ types: .venv/ready
 	$(BIN)/mypy -p expertile
 
 unit: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

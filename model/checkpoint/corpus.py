@@ -15,7 +15,7 @@ from torch import Tensor
 BOS, EOS = "<bos>", "<eos>"
 BOS_ID, EOS_ID = 0, 1  # the trainer numbers special tokens first, in their order
 SHORTEST = 60  # characters; shorter docstrings are mostly one repeated sentence
-HELD_OUT_ONE_IN = 40  # about 20k tokens, enough to tell 0.5 % of perplexity apart
+HELD_OUT_ONE_IN = 40  # documents; gives about 20k tokens
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -32,7 +32,7 @@ def docstrings(source: str) -> Iterator[str]:
     """Yield the docstrings of one module, cleaned of their indentation."""
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # lib2to3-style grammar samples are not this Python's grammar
+    except SyntaxError:  # a few files are data in an older grammar
         return
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED):

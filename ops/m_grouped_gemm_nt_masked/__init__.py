@@ -20,7 +20,7 @@ from ..gemm_nt.operand import (
 from ..m_grouped_gemm_nt_contiguous import expert_gemms
 from ..models import Load, ModelDims
 from ..numerics import as_dtype, dtype_name, poison
-from ..spec import Args, Operator, Outputs, Shape, Work
+from ..spec import Args, Operator, Outputs, Shape, Value, Work
 
 
 def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
@@ -133,14 +133,23 @@ def regime(shape: Shape) -> str:
 
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
-    """Both expert GEMMs, with room for four times the expected rows (decode with EP)."""
+    """Both expert GEMMs, with room for four times the expected rows (decode with EP), and the
+    per-head GEMMs of absorbed attention (W_UK, W_UV), whose groups are the heads.
+    """
     rows = dict.fromkeys(max(t * model.top_k // model.experts, 1) for t in load.tokens)
-    return tuple({"e": model.experts, "n": n, "k": k, "a_dtype": a,
-                  "w_dtype": model.weight_dtype, "out_dtype": model.act_dtype,
-                  "block_n": model.block, "block_k": model.block, "m_max": 4 * m,
-                  "expected_m": m}
-                 for n, k in expert_gemms(model) for a, _ in activation_dtypes(model)
-                 for m in rows)
+    block: dict[str, Value] = {"out_dtype": model.act_dtype, "block_n": model.block,
+                               "block_k": model.block}
+    experts: tuple[Shape, ...] = tuple({"e": model.experts, "n": n, "k": k, "a_dtype": a,
+                     "w_dtype": model.weight_dtype, **block, "m_max": 4 * m, "expected_m": m}
+                    for n, k in expert_gemms(model) for a, _ in activation_dtypes(model)
+                    for m in rows)
+    # An FP8 kv_b is dequantised once for this form (DeepSeek-V3's inference/model.py).
+    plain = "float32" if model.weight_dtype == "float8_e4m3fn" else model.weight_dtype
+    heads: tuple[Shape, ...] = tuple({"e": model.heads, "n": n, "k": k, "a_dtype": model.act_dtype,
+                   "w_dtype": plain, **block, "m_max": b, "expected_m": b}
+                  for n, k in ((model.kv_lora, model.nope), (model.v_dim, model.kv_lora))
+                  for b in load.batch)
+    return experts + heads
 
 
 def _odd(m: int, n: int, k: int, a: str, w: str, out: str, block: int) -> Shape:

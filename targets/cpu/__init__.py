@@ -74,7 +74,8 @@ class CpuTarget(FromLowering):
 
     def toolchain(self) -> dict[str, str]:
         """Versions and flags that change the generated code."""
-        return {"tvm": _tvm_version(), "mcpu": self.mcpu}
+        return {"tvm": _tvm_version(), "mcpu": self.mcpu,
+                "disabled_passes": ",".join(artifacts.DISABLED_PASSES)}
 
     def available(self) -> str | None:
         """None, or why kernels cannot be built here and what to do about it."""

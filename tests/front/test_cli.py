@@ -32,7 +32,7 @@ TUNE = ("tune", "--device", "cpu", "--preset", "tiny", "--op", "silu_mul", "--to
 @pytest.mark.parametrize(("args", "says"), [
     ((*TUNE, "--budget", "-5s"), "budget"),
     ((*TUNE, "--budget", "soon"), "budget"),
-    ((*TUNE, "--trials", "0"), "trials"),
+    ((*TUNE, "--trials", "0"), "at least 1 trial"),
     ((*TUNE, "--budget", "5s", "--trials", "4"), "one of"),
     ((*TUNE, "--trials", "4", "--db", "/proc/nowhere/x.sqlite"), "/proc/nowhere/x.sqlite"),
     (("tune", "--device", "abacus", "--preset", "tiny", "--trials", "4"), "abacus"),
