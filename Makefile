@@ -6,6 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := demo
 
 .venv/ready: pyproject.toml Makefile
+	@echo "Setting up .venv (torch for CPUs, TVM, Optuna ...): a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"

@@ -112,17 +112,19 @@ def projections(model: ModelDims) -> tuple[tuple[int, int], ...]:
 
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
-    """The dense projections on every number of tokens, and the LM head on a batch's last ones."""
-    def one(n: int, k: int, a: str, w: str, tokens: int) -> Shape:
-        return {"n": n, "k": k, "a_dtype": a, "w_dtype": w, "out_dtype": model.act_dtype,
-                "block_n": model.block, "block_k": model.block, "tokens": tokens}
+    """The dense projections and the router on every number of tokens, and the LM head on a batch's
+    last ones. FP8 releases store the head in bfloat16; the router is float32 in all of them.
+    """
+    def one(n: int, k: int, w: str, tokens: int) -> Shape:
+        return {"n": n, "k": k, "a_dtype": model.act_dtype, "w_dtype": w,
+                "out_dtype": model.act_dtype, "block_n": model.block, "block_k": model.block,
+                "tokens": tokens}
 
-    dense = [one(n, k, model.act_dtype, model.weight_dtype, tokens)
-             for n, k in projections(model) for tokens in load.tokens]
-    head_dtype = model.act_dtype if len(activation_dtypes(model)) > 1 else model.weight_dtype
-    head = [one(model.vocab, model.hidden, model.act_dtype, head_dtype, batch)
-            for batch in load.batch]
-    return tuple(dense + head)
+    weights = [(n, k, model.weight_dtype) for n, k in projections(model)]
+    router = (model.total_experts or model.experts, model.hidden, "float32")
+    head_dtype = "bfloat16" if len(activation_dtypes(model)) > 1 else model.weight_dtype
+    return (*(one(n, k, w, tokens) for n, k, w in (*weights, router) for tokens in load.tokens),
+            *(one(model.vocab, model.hidden, head_dtype, batch) for batch in load.batch))
 
 
 def _odd(tokens: int, n: int, k: int, a: str, w: str, out: str, block: int) -> Shape:

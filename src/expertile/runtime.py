@@ -19,13 +19,13 @@ from .ops.spec import Args, Kernel, Operator, Outputs, Shape
 from .targets.base import BuildError, Target
 
 if TYPE_CHECKING:
-    from .tuning_db.lookup import Answer, Snapshot
+    from .tuning_db.lookup import Snapshot
 
 log = logging.getLogger("expertile")
 _FAMILY = {"cpu": "cpu", "cuda": "cuda", "npu": "ascend"}   # torch device type -> target family
 _MEMO_LIMIT = 65_536                 # distinct call shapes remembered before starting over
 
-AnsweredBy = Literal["tuned", "default", "reference"]
+AnsweredBy = Literal["tuned", "default kept", "default", "reference"]
 
 
 @dataclass
@@ -103,17 +103,17 @@ class Runtime:
             return self._reference(op, shape, why)
         assert self.target is not None
         answer = self.snapshot.answer(op, self.target, shape)
-        default = self.target.space(op, shape).default()
+        config = dict(self.target.space(op, shape).default() if answer.config is None
+                      else answer.config)
         try:
-            if answer.config is not None and answer.config != default:
-                config = dict(answer.config)
-                kernel = self._built(op, shape, config)
-                return Bound(op, shape, kernel, "tuned", config, answer.tier, answer.why)
-            kernel = self._built(op, shape, default)
-            return Bound(op, shape, kernel, self._standing(answer), default, answer.tier,
-                         answer.why)
+            kernel = self._built(op, shape, config)
         except BuildError as e:
             return self._reference(op, shape, f"its kernel could not be built ({e})")
+        if answer.record is None or answer.config is None:
+            return Bound(op, shape, kernel, "default", config, "none", answer.why)
+        kept = answer.record.decision == "default kept"
+        return Bound(op, shape, kernel, "default kept" if kept else "tuned", config, answer.tier,
+                     answer.why)
 
     def report(self) -> list[dict[str, Any]]:
         """One row per operator and kernel that answered: which record, which tier, how often."""
@@ -128,11 +128,6 @@ class Runtime:
             row["calls"] += bound.calls
             row["shapes"] += 1
         return sorted(rows.values(), key=lambda r: (r["op"], str(r["static"]), -r["calls"]))
-
-    @staticmethod
-    def _standing(answer: Answer) -> AnsweredBy:
-        # A record that says "default kept" was measured too: the default is then the tuned choice.
-        return "tuned" if answer.record is not None and answer.config is not None else "default"
 
     def _unable(self, op: Operator) -> str | None:
         if self._settings.disabled:

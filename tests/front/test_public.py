@@ -129,7 +129,7 @@ def test_runtime_reports_what_answered() -> None:
         et.silu_mul(torch.randn(3, 64))
     row, = runtime.report()
     assert (row["op"], row["calls"]) == ("silu_mul", 2)
-    assert row["answered_by"] in ("tuned", "default")
+    assert row["answered_by"] in ("tuned", "default kept", "default")
 
 
 def test_without_a_compiler_the_reference_answers_and_says_so_once(

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from .. import settings
-from .options import Db, Json, shape_text
+from .options import Db, Json, console, short_shape
 
 app = typer.Typer(no_args_is_help=True, help="Look into tuning databases and move records.")
 OneOp = Annotated[str | None, typer.Option("--op", help="Only this operator.")]
@@ -36,10 +35,10 @@ def _row(record: Any) -> dict[str, Any]:
 def _print(rows: list[dict[str, Any]]) -> None:
     table = Table("operator", "shape", "device", "decision", "us", "speed-up", "evidence")
     for r in rows:
-        table.add_row(r["op"], shape_text(r["shape"]), r["device"],
+        table.add_row(r["op"], short_shape(r["shape"]), r["device"],
                       r["decision"] or r["status"], f"{r['us']:.1f}" if r["us"] else "-",
                       f"{r['speedup']:.2f}" if r["speedup"] else "-", r["evidence"])
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("ls")

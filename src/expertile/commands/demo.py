@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import settings, targets
 from ..ops.models import Load, preset
 from .db import where
-from .options import Db
+from .options import Db, console
 from .progress import TuneProgress
 from .run import TINY, report_table
 from .tune import outcome_table
@@ -31,18 +30,18 @@ def demo(
     from ..opt.tune import tune_many
     from ..tuning_db.store import TuningDB
 
-    console = Console()
+    screen = console()
     target = targets.load("cpu", cache_dir=settings.read().cache_dir)
     if why := target.available():
         raise ValueError(f"the demo tunes on this CPU, but {why}")
-    console.print(f"Tuning for {target.device} ({seconds:.0f} s) into {where(db)}")
+    screen.print(f"Tuning for {target.device} ({seconds:.0f} s) into {where(db)}")
     tasks = [(op, s) for op in map(load, names()) for s in op.shapes(preset("tiny"), _LOAD)]
-    with TuningDB(where(db)) as store, TuneProgress(console) as progress:
+    with TuningDB(where(db)) as store, TuneProgress(screen) as progress:
         outcomes = tune_many(tasks, target, store, Budget(seconds=seconds), 0, progress,
                              "expertile demo")
-    console.print(outcome_table(outcomes))
+    screen.print(outcome_table(outcomes))
 
-    console.print("\nThe bundled model, on these operators:\n")
+    screen.print("\nThe bundled model, on these operators:\n")
     llm = LLM(TINY, db=where(db))
     params = SamplingParams(max_tokens=120, temperature=0.7, top_k=40, seed=1)
     for prompt in ("Return the", "Raise a ValueError if"):
@@ -51,7 +50,7 @@ def demo(
             print(piece, end="", flush=True)
         print("\n")
     rows = llm.op_report()
-    console.print(report_table(rows))
+    screen.print(report_table(rows))
     if any(r["answered_by"] == "reference" for r in rows):
-        console.print("[red]some operators were answered by the torch reference[/red]")
+        screen.print("[red]some operators were answered by the torch reference[/red]")
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from .. import ops
 from ..ops.models import TINY_LOAD, Load, ModelDims, from_hf_config, preset
@@ -92,3 +93,21 @@ def shapes_of(model: ModelDims, only: list[str] | None, tokens: str | None, batc
 def shape_text(shape: Shape) -> str:
     """A shape in one line."""
     return " ".join(f"{axis}={value}" for axis, value in shape.items())
+
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "fp8"}
+
+
+def short_shape(shape: Shape) -> str:
+    """What tells a model's shapes apart, for tables: sizes and weight dtype. JSON has it all."""
+    dtype = shape.get("w_dtype") or shape.get("kv_dtype") or shape.get("dtype") or ""
+    sizes = [f"{axis}={value}" for axis, value in shape.items()
+             if isinstance(value, int) and not isinstance(value, bool)
+             and axis not in ("block_n", "block_k", "group_size", "block_size")]
+    return " ".join([*sizes, _SHORT.get(str(dtype), str(dtype))])
+
+
+def console() -> Console:
+    """A console for tables: wide where nobody has said how wide the screen is."""
+    made = Console()
+    return made if made.is_terminal else Console(width=140)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from .options import Db, Json
+from .options import Db, Json, console
 
 TINY = Path(__file__).resolve().parents[1] / "model" / "checkpoint" / "tiny-v3"
 
 
-def report_table(rows: list[dict[str, object]]) -> Table:
-    """Which record answered each operator."""
-    table = Table("operator", "answered by", "tier", "config", "calls",
+def report_table(rows: list[dict[str, Any]]) -> Table:
+    """What answered each operator, one line for each way; --json has every record."""
+    table = Table("operator", "answered by", "tier", "kernels", "shapes", "calls",
                   title="what answered each operator")
-    for r in rows:
-        table.add_row(str(r["op"]), str(r["answered_by"]), str(r["tier"]), str(r["config"]),
-                      str(r["calls"]))
+    ways = {(str(r["op"]), str(r["answered_by"]), str(r["tier"])): 0 for r in rows}
+    for way in ways:
+        mine = [r for r in rows if (r["op"], r["answered_by"], r["tier"]) == way]
+        table.add_row(*way, str(len(mine)), str(sum(r["shapes"] for r in mine)),
+                      str(sum(r["calls"] for r in mine)))
     return table
 
 
@@ -65,4 +66,4 @@ def run(
     if as_json:
         print(json.dumps({"outputs": outputs, "op_report": llm.op_report()}, indent=2))
     elif report:
-        Console().print(report_table(llm.op_report()))
+        console().print(report_table(llm.op_report()))

@@ -28,9 +28,10 @@ from .options import (
     Tokens,
     Tp,
     WeightDtype,
+    console,
     model_dims,
-    shape_text,
     shapes_of,
+    short_shape,
 )
 from .progress import TuneProgress
 
@@ -65,7 +66,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
         if r.decision == "tuned" and r.speedup:
             result = f"{r.speedup:.2f}x"
         table.add_row(
-            r.key.op, shape_text(r.key.shape), f"{r.default_us:.1f}" if r.default_us else "-",
+            r.key.op, short_shape(r.key.shape), f"{r.default_us:.1f}" if r.default_us else "-",
             f"{r.us:.1f}" if r.us else "-", result + (" (noisy)" if r.status == "noisy" else ""),
             f"{percent:.0f}" if percent else "-", f"{o.trials}{' (kept)' if o.resumed else ''}")
     return table
@@ -81,8 +82,8 @@ def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
         return
     table = Table("operator", "shape", "configs", "key")
     for p in rows:
-        table.add_row(p.op, shape_text(p.shape), str(p.configs), p.key_hash[:12])
-    Console().print(table)
+        table.add_row(p.op, short_shape(p.shape), str(p.configs), p.key_hash[:12])
+    console().print(table)
 
 
 def tune(
@@ -118,7 +119,7 @@ def tune(
         print(json.dumps({"device": target.device, "db": where(db),
                           "records": [o.to_json() for o in outcomes]}, indent=2))
     else:
-        Console().print(outcome_table(outcomes))
-        Console().print(f"records are in {where(db)}")
+        console().print(outcome_table(outcomes))
+        console().print(f"records are in {where(db)}")
     if any(o.record.decision is None for o in outcomes):
         raise typer.Exit(1)          # a default config that is wrong or does not run
