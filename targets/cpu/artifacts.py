@@ -99,7 +99,7 @@ def build_artifact(arch: str, threads: int, cache_dir: str, op_name: str, static
 _SHARE_CPUS = -3                     # TVM's kSpecifyThreadShareAllCore: nothing is pinned
 
 
-def _use_threads(threads: int) -> None:
+def use_threads(threads: int) -> None:
     """Give TVM's pool, of which a process has one, this many threads on any of our CPUs.
 
     TVM's other modes pin the calling thread to one core, and everything forked from it
@@ -118,7 +118,7 @@ class _Module:
         import tvm
 
         self._module: Any = tvm.runtime.load_module(str(path))
-        _use_threads(threads)
+        use_threads(threads)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = self._module[name]

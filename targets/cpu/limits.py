@@ -18,7 +18,7 @@ from ..child import Child, ChildCrashed, ChildFailed, ChildTimeout
 if TYPE_CHECKING:
     from . import CpuTarget
 
-FORMAT = 1                           # of the cache file, and of the method below
+FORMAT = 2                           # of the cache file, and of the method below
 STREAMS = 8                          # one stream per core reads 15-19 GB/s here, eight 23-26
 CHAINS = 12                          # independent FMAs in flight: latency 4 x 2 ports, and spare
 FMA_STEPS = 500_000                  # 2 ms a run: waking the threads does not count
@@ -105,6 +105,7 @@ def measure(threads: int, arch: str, seconds: float = 0.8) -> dict[str, Any]:
     import tvm
 
     from . import CpuTarget
+    from .artifacts import use_threads
     from .limits_tvm import fma_kernel, read_kernel
 
     target = CpuTarget(threads, Path(), arch)
@@ -117,7 +118,7 @@ def measure(threads: int, arch: str, seconds: float = 0.8) -> dict[str, Any]:
                                "fma": fma_kernel(threads, CHAINS, FMA_STEPS, target.lanes)})
         tvm.compile(module, target=llvm).export_library(str(built))
         library = tvm.runtime.load_module(str(built))
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    use_threads(threads)
     data = torch.ones(threads, STREAMS, row)
     sums = torch.empty(threads, target.lanes)
     factors = torch.tensor([0.999, 0.001])
