@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from expertile import ops
-from expertile.ops.numerics import SENTINEL, mismatches
+from expertile.ops.numerics import mismatches
 from expertile.ops.space import Config
-from expertile.ops.spec import Args, Kernel, Operator, Outputs, Shape
+from expertile.ops.spec import Kernel, Operator, Shape
+from expertile.opt.checks import run_once
 from expertile.targets.base import Target
-
-
-def run_once(fn: Kernel, op: Operator, args: Args) -> Outputs:
-    """Run on sentinel-filled outputs and cloned in-place arguments; return all that is written."""
-    args = tuple(a.clone() if i in op.mutates else a for i, a in enumerate(args))
-    out = op.empty(*args)
-    for o in out:
-        o.copy_(torch.full((), SENTINEL).to(o.dtype))
-    fn(*args, out=out)
-    return (*out, *(args[i] for i in op.mutates))
 
 
 def check(op: Operator, kernel: Kernel, shape: Shape, seed: int = 0) -> None:

@@ -30,6 +30,7 @@ def write_lines(path: Path, records: Iterable[Record]) -> int:
     lines = sorted({r.text for r in records}, key=lambda text: (_order(text), text))
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as f:
         f.writelines(line + "\n" for line in lines)
+    os.chmod(f.name, 0o644)          # a temporary file is the owner's alone; this one is reviewed
     os.replace(f.name, path)
     return len(lines)
 
