@@ -18,9 +18,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from ..numerics import as_dtype
 from ..space import Config
 
 FP8 = "float8_e4m3fn"
+_LINE_BYTES = 64                     # of a cache line, on every CPU that this targets
 _HALF_MASK = 0xBF80 - (1 << 16)      # sign and the seven magnitude bits of e4m3, moved into float16
 _HALF_SCALE = 256.0                  # two to float16's exponent bias (15) less that of e4m3 (7)
 
@@ -68,6 +70,7 @@ class Tiles:
     unroll: int
     panel_rows: int                  # items of more rows convert a panel first
     rows: int                        # rows of an item at most
+    ahead: int                       # tiles of columns that a stream fetches in advance
     halves: int = 1                  # 2: gate and up, W is [E, 2n, K]
 
     @property
@@ -127,7 +130,7 @@ def tiles(n: int, k: int, dtype: str, block: tuple[int, int], lanes: int, config
     return Tiles(n=n, k=k, dtype=dtype, block_n=block[0], block_k=block[1], lanes=lanes, mr=mr,
                  nr=nr, halves=halves,
                  **{name: int(config[name])
-                    for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows")})
+                    for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows", "ahead")})
 
 
 def put(buffer: Buffer, index: Expr, value: Expr) -> None:
@@ -151,6 +154,12 @@ def scope(name: str) -> Iterator[None]:
         T.reads([])
         T.writes([])
         yield
+
+
+def fetch(address: Expr) -> None:
+    """Ask for the cache line of an element; one past the end of everything is harmless."""
+    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
 
 
 def local(size: int, dtype: str = "float32") -> Buffer:
@@ -217,7 +226,9 @@ class Task:
                 if g.quantised:
                     for n in range(nr):
                         put(sc, n, self._scale(row + n, kb))
-                t.dot(kb * g.step_k, length, weight)
+                t.dot(kb * g.step_k, length, weight,
+                      lambda n, k: T.address_of(
+                          self.W[self.e, row + g.ahead * nr + n, kb * g.step_k + k]))
                 if late:
                     t.scale(sc)
 
@@ -308,8 +319,12 @@ class _Registers:
             if self.g.ragged:
                 put(self.red, q, T.float32(0))
 
-    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr, int], Expr]) -> None:
-        """Add X[row, k0 + k] * weight(n, k) for k below length; k may be a ramp."""
+    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr, int], Expr],
+            later: Callable[[int, Expr], Expr] | None = None) -> None:
+        """Add X[row, k0 + k] * weight(n, k) for k below length; k may be a ramp.
+
+        `later` is the address of what stands at (n, k) of a tile that comes later.
+        """
         lanes, nr, acc, red = self.g.lanes, self.nr, self.part, self.red
         if self.late:
             for q in range(self.m * nr):
@@ -330,8 +345,18 @@ class _Registers:
                         + self.X[self.row[i], k0 + k] * weight(n, k, 1))
 
         unroll = self.g.unroll
-        with T.serial(length // (lanes * unroll)) as kv, T.unroll(unroll) as u:
-            step((kv * unroll + u) * lanes)
+        per_line = _LINE_BYTES // as_dtype(storage(self.g.dtype)).itemsize
+        if later is not None and self.g.ahead and self.g.quantised:
+            with T.serial((length + (per_line - 1)) // per_line) as line:
+                for n in range(nr):  # a scale block is a line or two: their own short loop
+                    fetch(later(n, line * per_line))
+        with T.serial(length // (lanes * unroll)) as kv:
+            if later is not None and self.g.ahead and not self.g.quantised:
+                for n in range(nr):
+                    for k in range(0, lanes * unroll, per_line):
+                        fetch(later(n, kv * (lanes * unroll) + k))
+            with T.unroll(unroll) as u:
+                step((kv * unroll + u) * lanes)
         if unroll > 1:
             with T.serial(length // (lanes * unroll) * unroll, length // lanes) as kv:
                 step(kv * lanes)

@@ -29,13 +29,16 @@ def space(lanes: int, decode: bool, w_dtype: str) -> Space:
     """Tile and blocking choices; few rows tune the stream of weights, many rows the panels."""
     tile = {16: ("6x4", "4x4", "4x6")}.get(lanes, ("3x4", "4x3", "2x4"))
     plain = w_dtype == "float32"     # neither converts nor has panels
-    if decode:
-        return Space({"tile": tile, "wide": (8, 4, 16), "chunk": (64, 32, 128),
-                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
-                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,)})
+    if decode:                       # fp8 waits for its conversion, so that fetching ahead pays
+        fp8 = w_dtype == FP8
+        return Space({"tile": tile, "wide": (4, 8, 16) if fp8 else (8, 4, 16),
+                      "chunk": (64, 32, 128), "unroll": (1, 2), "order": ("item", "chunk"),
+                      "kc": (2048,),
+                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,),
+                      "ahead": (1, 0, 2) if fp8 else (0, 1, 2)})
     return Space({"tile": tile, "wide": (8,), "chunk": (64, 32, 128), "unroll": (1, 2),
                   "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 512),
-                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256)})
+                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256), "ahead": (0,)})
 
 
 def each_row(count: Expr, work: int, body: Callable[[Expr], None]) -> None:
