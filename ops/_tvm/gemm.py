@@ -18,21 +18,13 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from ..numerics import as_dtype
-from ..space import Config
+from .tiles import FP8, Tiles
 
-FP8 = "float8_e4m3fn"
-_LINE_BYTES = 64                     # of a cache line, on every CPU that this targets
 _HALF_MASK = 0xBF80 - (1 << 16)      # sign and the seven magnitude bits of e4m3, moved into float16
 _HALF_SCALE = 256.0                  # two to float16's exponent bias (15) less that of e4m3 (7)
 
 Expr = Any                           # a TVM expression
 Buffer = Any                         # a TVM buffer
-
-
-def storage(dtype: str) -> str:
-    """The element type in which a kernel takes weights or activations: fp8 as signed bytes."""
-    return "int8" if dtype == FP8 else dtype
 
 
 def widen(value: Expr, dtype: str, lanes: int = 1) -> Expr:
@@ -50,87 +42,6 @@ def widen(value: Expr, dtype: str, lanes: int = 1) -> Expr:
 def vector(dtype: str, lanes: int) -> str:
     """TVM's name of a vector type."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """All that is static about one GEMM: its sizes and its tile parameters."""
-
-    n: int                           # columns (of each half)
-    k: int
-    dtype: str                       # of the weights
-    block_n: int                     # rows and columns of W per scale
-    block_k: int
-    lanes: int                       # float32 lanes of a vector register
-    mr: int                          # rows and columns of a tile
-    nr: int
-    wide: int                        # a tile of fewer rows gets up to this many columns
-    chunk: int                       # columns of a task
-    kc: int                          # columns of K in a converted panel
-    unroll: int
-    panel_rows: int                  # items of more rows convert a panel first
-    rows: int                        # rows of an item at most
-    ahead: int                       # tiles of columns that a stream fetches in advance
-    halves: int = 1                  # 2: gate and up, W is [E, 2n, K]
-
-    @property
-    def quantised(self) -> bool:
-        """Whether W has block scales."""
-        return self.dtype == FP8
-
-    @property
-    def step_k(self) -> int:
-        """Columns of K under one scale."""
-        return min(self.block_k, self.k) if self.quantised else self.k
-
-    @property
-    def k_blocks(self) -> int:
-        """Scales along K."""
-        return -(-self.k // self.step_k)
-
-    @property
-    def ragged(self) -> bool:
-        """Whether some run along K is not made of whole vectors."""
-        return bool(self.k % self.lanes or self.step_k % self.lanes)
-
-    @property
-    def width(self) -> int:
-        """Columns of a task; the last chunk overlaps its neighbour rather than being narrower."""
-        return min(self.chunk, self.n)
-
-    @property
-    def padded(self) -> int:
-        """Columns of one half in the scratch: whole tiles, for panels add up: no overlap."""
-        return -(-self.width // self.nr) * self.nr
-
-    @property
-    def chunks(self) -> int:
-        """Tasks per item."""
-        return -(-self.n // self.width)
-
-    @property
-    def panel_k(self) -> int:
-        """Columns of K in a panel: whole scale blocks, or whole vectors."""
-        unit = self.step_k if self.quantised else self.lanes
-        return min(max(self.kc // unit, 1) * unit, self.k)
-
-    def columns(self, rows: int) -> int:
-        """Columns of a tile of that many rows."""
-        return min(max(self.nr, self.wide // rows // self.nr * self.nr), self.width)
-
-    def column(self, chunk: Expr) -> Expr:
-        """The first column of a chunk."""
-        return T.min(chunk * self.width, self.n - self.width)
-
-
-def tiles(n: int, k: int, dtype: str, block: tuple[int, int], lanes: int, config: Config,
-          halves: int = 1) -> Tiles:
-    """The tiles of a config."""
-    mr, nr = (int(x) for x in str(config["tile"]).split("x"))
-    return Tiles(n=n, k=k, dtype=dtype, block_n=block[0], block_k=block[1], lanes=lanes, mr=mr,
-                 nr=nr, halves=halves,
-                 **{name: int(config[name])
-                    for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows", "ahead")})
 
 
 def put(buffer: Buffer, index: Expr, value: Expr) -> None:
@@ -154,12 +65,6 @@ def scope(name: str) -> Iterator[None]:
         T.reads([])
         T.writes([])
         yield
-
-
-def fetch(address: Expr) -> None:
-    """Ask for the cache line of an element; one past the end of everything is harmless."""
-    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", address, read, keep, data))
 
 
 def local(size: int, dtype: str = "float32") -> Buffer:
@@ -204,12 +109,16 @@ class Task:
                  lambda: self._stream_rows(r, count, m - 1))
 
     def _stream_exact(self, r: Expr, m: int) -> None:
-        nr, width = self.g.columns(m), self.g.width
-        with T.serial(self.g.halves) as half, T.serial(-(-width // nr)) as nt:
-            at = T.min(nt * nr, width - nr)
-            self._stream_tile(r, m, nr, half * self.g.n + self.col + at, half * self.g.padded + at)
+        g = self.g
+        nr = g.columns(m)
+        apart = -(-g.width // nr)
+        with T.serial(g.halves) as half, T.serial(apart) as nt:
+            # The columns of a tile stand far apart, so that each is a long run through memory of
+            # its own: nearly twice as fast as neighbours, whose runs end with every row of W.
+            self._stream_tile(r, m, nr, half, lambda n: T.min(nt + n * apart, g.width - 1))
 
-    def _stream_tile(self, r: Expr, m: int, nr: int, row: Expr, column: Expr) -> None:
+    def _stream_tile(self, r: Expr, m: int, nr: int, half: Expr,
+                     at: Callable[[int], Expr]) -> None:
         g = self.g
         with scope("stream"):
             # few accumulators leave registers to scale each block's sums rather than its weights
@@ -217,18 +126,19 @@ class Task:
             t = _Registers(g, self.X, m, nr, late)
             t.start(lambda i: self.x_row(self.first + r + i))
             sc = local(nr)
+            row = local(nr, "int64")
+            for n in range(nr):
+                put(row, n, T.Cast("int64", half * g.n + self.col + at(n)))
 
             def block(kb: Expr, length: Expr) -> None:
                 def weight(n: int, k: Expr, lanes: int) -> Expr:
-                    w = widen(self.W[self.e, row + n, kb * g.step_k + k], g.dtype, lanes)
+                    w = widen(self.W[self.e, row[n], kb * g.step_k + k], g.dtype, lanes)
                     return w * sc[n] if g.quantised and (not late or lanes == 1) else w
 
                 if g.quantised:
                     for n in range(nr):
-                        put(sc, n, self._scale(row + n, kb))
-                t.dot(kb * g.step_k, length, weight,
-                      lambda n, k: T.address_of(
-                          self.W[self.e, row + g.ahead * nr + n, kb * g.step_k + k]))
+                        put(sc, n, self._scale(row[n], kb))
+                t.dot(kb * g.step_k, length, weight)
                 if late:
                     t.scale(sc)
 
@@ -236,7 +146,7 @@ class Task:
                 block(kb, g.step_k if g.k % g.step_k == 0 else
                       T.min(g.step_k, g.k - kb * g.step_k))
             t.finish()
-            t.each(lambda i, n, value: put(self.C, (r + i, column + n), value))
+            t.each(lambda i, n, value: put(self.C, (r + i, half * g.padded + at(n)), value))
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb] * T.float32(_HALF_SCALE)
@@ -319,12 +229,8 @@ class _Registers:
             if self.g.ragged:
                 put(self.red, q, T.float32(0))
 
-    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr, int], Expr],
-            later: Callable[[int, Expr], Expr] | None = None) -> None:
-        """Add X[row, k0 + k] * weight(n, k) for k below length; k may be a ramp.
-
-        `later` is the address of what stands at (n, k) of a tile that comes later.
-        """
+    def dot(self, k0: Expr, length: Expr, weight: Callable[[int, Expr, int], Expr]) -> None:
+        """Add X[row, k0 + k] * weight(n, k) for k below length; k may be a ramp."""
         lanes, nr, acc, red = self.g.lanes, self.nr, self.part, self.red
         if self.late:
             for q in range(self.m * nr):
@@ -345,18 +251,8 @@ class _Registers:
                         + self.X[self.row[i], k0 + k] * weight(n, k, 1))
 
         unroll = self.g.unroll
-        per_line = _LINE_BYTES // as_dtype(storage(self.g.dtype)).itemsize
-        if later is not None and self.g.ahead and self.g.quantised:
-            with T.serial((length + (per_line - 1)) // per_line) as line:
-                for n in range(nr):  # a scale block is a line or two: their own short loop
-                    fetch(later(n, line * per_line))
-        with T.serial(length // (lanes * unroll)) as kv:
-            if later is not None and self.g.ahead and not self.g.quantised:
-                for n in range(nr):
-                    for k in range(0, lanes * unroll, per_line):
-                        fetch(later(n, kv * (lanes * unroll) + k))
-            with T.unroll(unroll) as u:
-                step((kv * unroll + u) * lanes)
+        with T.serial(length // (lanes * unroll)) as kv, T.unroll(unroll) as u:
+            step((kv * unroll + u) * lanes)
         if unroll > 1:
             with T.serial(length // (lanes * unroll) * unroll, length // lanes) as kv:
                 step(kv * lanes)

@@ -12,7 +12,8 @@ from ..numerics import as_dtype
 from ..space import Space
 from .exp import silu
 from .fp8 import bits, encode_e4m3, floats, magnitude_bits
-from .gemm import FP8, Buffer, Expr, Tiles, local, put, scope, storage, when, widen
+from .gemm import Buffer, Expr, local, put, scope, when, widen
+from .tiles import FP8, Tiles, storage
 
 _SERIAL_WORK = 16_384                # elements below which waking the threads costs more
 _HEADER = 2                          # PLAN[0]: items, PLAN[1]: rows in them
@@ -29,16 +30,13 @@ def space(lanes: int, decode: bool, w_dtype: str) -> Space:
     """Tile and blocking choices; few rows tune the stream of weights, many rows the panels."""
     tile = {16: ("6x4", "4x4", "4x6")}.get(lanes, ("3x4", "4x3", "2x4"))
     plain = w_dtype == "float32"     # neither converts nor has panels
-    if decode:                       # fp8 waits for its conversion, so that fetching ahead pays
-        fp8 = w_dtype == FP8
-        return Space({"tile": tile, "wide": (4, 8, 16) if fp8 else (8, 4, 16),
-                      "chunk": (64, 32, 128), "unroll": (1, 2), "order": ("item", "chunk"),
-                      "kc": (2048,),
-                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,),
-                      "ahead": (1, 0, 2) if fp8 else (0, 1, 2)})
+    if decode:
+        return Space({"tile": tile, "wide": (4, 8, 16), "chunk": (128, 256, 512, 64),
+                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
+                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,)})
     return Space({"tile": tile, "wide": (8,), "chunk": (64, 32, 128), "unroll": (1, 2),
                   "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 512),
-                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256), "ahead": (0,)})
+                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256)})
 
 
 def each_row(count: Expr, work: int, body: Callable[[Expr], None]) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.gemm import Task, scope, tiles
+from .._tvm.gemm import Task, scope
 from .._tvm.gemm_stages import Plan, each_row, each_task, scratch, tensor, widen_row, write_tile
 from .._tvm.gemm_stages import space as gemm_space
+from .._tvm.tiles import tiles
 from ..gemm_nt.tvm import bytes_of, scales_of
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
