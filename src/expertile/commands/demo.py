@@ -15,7 +15,7 @@ from .run import TINY, report_table
 from .tune import outcome_table
 
 # What the bundled model meets: one token at a time, and a short prompt.
-_LOAD = Load(tokens=(1, 16), batch=(1,), ctx=(256,))
+_LOAD = Load(tokens=(1, 16), batch=(1,), ctx=(128,))
 
 
 def demo(
@@ -44,7 +44,7 @@ def demo(
     screen.print("\nThe bundled model, on these operators:\n")
     llm = LLM(TINY, db=where(db))
     params = SamplingParams(max_tokens=120, temperature=0.7, top_k=40, seed=1)
-    for prompt in ("Return the", "Raise a ValueError if"):
+    for prompt in ("Return a list of all the names that", "Raise a ValueError if the number"):
         print(prompt, end="", flush=True)
         for piece in llm.stream(prompt, params):
             print(piece, end="", flush=True)
