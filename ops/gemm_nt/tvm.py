@@ -78,6 +78,14 @@ def scales_of(scale: Tensor | None, axes: int) -> Tensor:
     return torch.empty((1,) * axes) if scale is None else scale.contiguous()
 
 
+def activations_of(a: Tensor, a_scale: Tensor | None, block_k: int) -> tuple[Tensor, Tensor]:
+    """Where a kernel finds a [M, K] in float32 (float32 itself in place), and a's scales."""
+    x = a if a.dtype == torch.float32 else torch.empty(a.shape)
+    if a_scale is None:
+        return x, torch.empty((1, -(-a.shape[1] // block_k)))
+    return x, a_scale.contiguous().view(a.shape[0], -1)
+
+
 def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Bind the compiled function to torch tensors; float32 activations are used in place."""
     main = target.compile(OP.name, OP.static_of(shape), config)["main"]
@@ -87,11 +95,7 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
         if not out[0].numel():
             return
         a = a.contiguous()
-        x = a if a.dtype == torch.float32 else torch.empty(a.shape)
-        if a_scale is None:
-            a_s = torch.empty((1, -(-a.shape[1] // block_k)))
-        else:
-            a_s = a_scale.contiguous()
+        x, a_s = activations_of(a, a_scale, block_k)
         main(bytes_of(a), a_s, bytes_of(b)[None], scales_of(b_scale, 2)[None], x, out[0])
 
     return run

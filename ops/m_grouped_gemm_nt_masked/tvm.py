@@ -12,7 +12,7 @@ from .._tvm.gemm import Task, scope
 from .._tvm.gemm_stages import Plan, each_row, each_task, scratch, tensor, widen_row, write_tile
 from .._tvm.gemm_stages import space as gemm_space
 from .._tvm.tiles import tiles
-from ..gemm_nt.tvm import bytes_of, scales_of
+from ..gemm_nt.tvm import activations_of, bytes_of, scales_of
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
@@ -97,11 +97,7 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
             return
         m_max, k = a.shape[1:]
         a = a.reshape(-1, k).contiguous()
-        x = a if a.dtype == torch.float32 else torch.empty(a.shape)
-        if a_scale is None:
-            a_s = torch.empty((1, -(-k // block_k)))
-        else:
-            a_s = a_scale.contiguous().view(a.shape[0], -1)
+        x, a_s = activations_of(a, a_scale, block_k)
         plan = torch.empty(Plan.size(a.shape[0], 0), dtype=torch.int32)
         main(bytes_of(a), a_s, bytes_of(b), scales_of(b_scale, 3), masked_m.contiguous(), x, plan,
              out[0].view(a.shape[0], -1), m_max)

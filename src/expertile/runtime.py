@@ -62,7 +62,6 @@ class Runtime:
         self._threads = threads
         self._settings = settings.read()
         self._by_shape: dict[tuple[Any, ...], Bound] = {}
-        self._kernels: dict[tuple[str, ...], Kernel] = {}
         self._said: set[str] = set()
 
     @cached_property
@@ -102,18 +101,30 @@ class Runtime:
         if why := self._unable(op):
             return self._reference(op, shape, why)
         assert self.target is not None
+        failed = ""
+        for config, by, tier, reason in self._choices(op, shape):
+            try:
+                kernel = self.target.build_kernel(op, shape, config)
+            except BuildError as e:      # a record's config, then the default one, then the truth
+                failed = f"its kernel could not be built ({e})"
+                log.warning("%s with %s: %s", op.name, config, failed)
+            else:
+                return Bound(op, shape, kernel, by, config, tier, reason)
+        return self._reference(op, shape, failed)
+
+    def _choices(self, op: Operator, shape: Shape
+                 ) -> Iterator[tuple[dict[str, Any], AnsweredBy, str, str]]:
+        """Configs in the order in which they may answer, each with who says so, tier and why."""
+        assert self.target is not None
         answer = self.snapshot.answer(op, self.target, shape)
-        config = dict(self.target.space(op, shape).default() if answer.config is None
-                      else answer.config)
-        try:
-            kernel = self._built(op, shape, config)
-        except BuildError as e:
-            return self._reference(op, shape, f"its kernel could not be built ({e})")
-        if answer.record is None or answer.config is None:
-            return Bound(op, shape, kernel, "default", config, "none", answer.why)
-        kept = answer.record.decision == "default kept"
-        return Bound(op, shape, kernel, "default kept" if kept else "tuned", config, answer.tier,
-                     answer.why)
+        default = self.target.space(op, shape).default()
+        if answer.record is not None and answer.config is not None:
+            kept = answer.record.decision == "default kept"
+            yield (dict(answer.config), "default kept" if kept else "tuned", answer.tier,
+                   answer.why)
+            if answer.config == default:
+                return
+        yield default, "default", "none", answer.why
 
     def report(self) -> list[dict[str, Any]]:
         """One row per operator and kernel that answered: which record, which tier, how often."""
@@ -139,15 +150,6 @@ class Runtime:
         if not ops.has_lowering(op.name, self.target.lang):
             return f"{op.name} has no {self.target.lang} lowering"
         return None
-
-    def _built(self, op: Operator, shape: Shape, config: dict[str, Any]) -> Kernel:
-        assert self.target is not None
-        # `build` may look at dynamic axes, so kernels are shared only where the shape is the same
-        # or the config is; compiled artifacts are shared by the target's own cache in any case.
-        key = (op.name, str(dict(shape)), config_text(config))
-        if key not in self._kernels:
-            self._kernels[key] = self.target.build_kernel(op, shape, config)
-        return self._kernels[key]
 
     def _reference(self, op: Operator, shape: Shape, why: str) -> Bound:
         if why not in self._said:

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .. import settings, targets
 from ..ops.models import Load, preset
 from .db import where
-from .options import Db, console
+from .options import Db, console, load_target
 from .progress import TuneProgress
 from .run import TINY, report_table
 from .tune import outcome_table
@@ -31,7 +30,7 @@ def demo(
     from ..tuning_db.store import TuningDB
 
     screen = console()
-    target = targets.load("cpu", cache_dir=settings.read().cache_dir)
+    target = load_target("cpu")
     if why := target.available():
         raise ValueError(f"the demo tunes on this CPU, but {why}")
     screen.print(f"Tuning for {target.device} ({seconds:.0f} s) into {where(db)}")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__, ops, settings, targets
-from .options import Json
+from .options import Json, load_target
 
 _PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "triton", "optuna", "sqlalchemy",
              "safetensors", "tokenizers", "ascendnpu-ir")
@@ -28,7 +28,7 @@ def _version(package: str) -> str | None:
 
 def _target_row(name: str) -> dict[str, Any]:
     try:
-        target = targets.load(name)
+        target = load_target(name)
     except (ValueError, OSError, ImportError) as e:
         return {"target": name, "usable": False, "why_not": str(e), "evidence": "L0 described"}
     why = target.available()

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import settings, targets
+from .. import settings
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
 from .options import (
@@ -25,6 +25,7 @@ from .options import (
     Tokens,
     Tp,
     WeightDtype,
+    load_target,
     model_dims,
     shape_text,
     shapes_of,
@@ -85,8 +86,7 @@ def explain(
 
     dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
     found = settings.read()
-    target = targets.load(device, **({"cache_dir": found.cache_dir}
-                                     if device.startswith("cpu") else {}))
+    target = load_target(device)
     snapshot = load_snapshot(db or found.db, user=found.user_db, project=found.project_db)
     rows = [_row(snapshot, o, target, s)
             for o, shapes in shapes_of(dims, [op], tokens, batch, ctx) for s in shapes]

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .. import ops
+from .. import ops, settings, targets
 from ..ops.models import TINY_LOAD, Load, ModelDims, from_hf_config, preset
 from ..ops.numerics import as_dtype
 from ..ops.spec import Operator, Shape
+from ..targets.base import Target
 
 Device = Annotated[str, typer.Option("--device", help="Target: cpu, or cpu:N for N threads.")]
 Preset = Annotated[str | None, typer.Option(
@@ -36,6 +37,12 @@ ActDtype = Annotated[str | None, typer.Option(
 Db = Annotated[str | None, typer.Option(
     "--db", help="Tuning database: a SQLite path or a PostgreSQL URL; by default the user's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def load_target(device: str) -> Target:
+    """The target that --device names; what it compiles and measures stands in our cache."""
+    cached = device.partition(":")[0] == "cpu"
+    return targets.load(device, **({"cache_dir": settings.read().cache_dir} if cached else {}))
 
 
 def ladder(text: str | None, name: str, default: tuple[int, ...]) -> tuple[int, ...]:

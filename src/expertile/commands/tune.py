@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import settings, targets
 from .db import where
 from .options import (
     ActDtype,
@@ -29,6 +28,7 @@ from .options import (
     Tp,
     WeightDtype,
     console,
+    load_target,
     model_dims,
     shapes_of,
     short_shape,
@@ -75,7 +75,7 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
 def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
     from ..opt.tune import plan
 
-    target = targets.load(device)
+    target = load_target(device)
     rows = [p for op, shapes in work for p in plan(op, target, shapes)]
     if as_json:
         print(json.dumps({"plan": [p.to_json() for p in rows]}, indent=2))
@@ -110,8 +110,7 @@ def tune(
     from ..opt.tune import tune_many
     from ..tuning_db.store import TuningDB
 
-    target = targets.load(device, **({"cache_dir": settings.read().cache_dir}
-                                     if device.startswith("cpu") else {}))
+    target = load_target(device)
     with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
         outcomes = tune_many([(o, s) for o, shapes in work for s in shapes], target, store,
                              limit, seed, progress, shlex.join(["expertile", *sys.argv[1:]]))
