@@ -90,7 +90,8 @@ def _interleave(session: Session, configs: Sequence[Config], rounds: int, second
     The last config is the baseline. With `reject` a first one that is hopeless ends it all;
     without, finalists that fall behind the leader leave.
     """
-    clock, callers = session.target.time_us, [session.caller(c) for c in configs]
+    clock, callers = session.target.time_us, [
+        session.caller(c, place) for place, c in enumerate(configs)]
     last = len(configs) - 1
     inner = max(1, min(1000, round(SAMPLE_US / max(clock(callers[last], 1), 1e-3))))
     samples: list[list[float]] = [[] for _ in configs]

@@ -16,6 +16,7 @@ from ..ops.spec import Args, Kernel, Operator, Outputs, Shape
 from ..targets.base import Target
 from .checks import run_once, why_wrong
 
+SETS_APART = 3                       # between neighbours in a race; prime to ARGUMENT_SETS
 ARGUMENT_SETS = 8                    # rotated, so that routed weights are as cold as in a model
 HELD_BYTES = 4 << 30                 # cases' inputs kept between candidates, else made again
 
@@ -100,8 +101,12 @@ class Session:
                 return why
         return None
 
-    def caller(self, config: Config) -> Callable[[], object]:
-        """Calls the config's kernel on one argument set after the other; warm when returned."""
+    def caller(self, config: Config, place: int) -> Callable[[], object]:
+        """Calls the config's kernel on one argument set after the other; warm when returned.
+
+        Those that are measured in turn stand at different places, hence at different sets: on the
+        same one, each would find in the cache what the one before it had fetched.
+        """
         kernel = self.kernel(config)
 
         def bound(args: Args, out: Outputs) -> Callable[[], object]:
@@ -110,5 +115,6 @@ class Session:
         calls = [bound(args, out) for args, out in zip(self.args, self.outs, strict=True)]
         for call in calls:
             call()
-        following = cycle(calls).__next__
+        first = SETS_APART * place % len(calls)
+        following = cycle(calls[first:] + calls[:first]).__next__
         return lambda: following()()
