@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import m_grouped_gemm_nt_masked, mla_decode, mla_kv_append, mla_prefill
-from .batch import Batch
+from .batch import Absorbed, Batch, Expanded
 from .config import LATENT_NORM_EPS, ModelConfig
 from .layers import Linear, RMSNorm
 from .rope import rotate
@@ -43,33 +43,34 @@ class Attention:
             x = norm(down(x))
         q = self.q_up(x).view(-1, c.num_heads, c.qk_dim)
         q_nope, q_rope = q.split((c.nope_dim, c.rope_dim), -1)
-        q_rope = rotate(q_rope, self.cos_sin[batch.positions])
-        attend = self._absorbed if batch.path == "absorbed" else self._expanded
-        return self.o_proj(attend(q_nope, q_rope, batch, kv_cache).reshape(len(q), -1))
+        q_rope = rotate(q_rope, self.cos_sin.index_select(0, batch.positions))
+        out = self._absorbed(q_nope, q_rope, batch.mla, kv_cache) \
+            if isinstance(batch.mla, Absorbed) else \
+            self._expanded(q_nope, q_rope, batch.mla, kv_cache)
+        return self.o_proj(out.reshape(len(q), -1))
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, batch: Batch, kv_cache: Tensor) -> Tensor:
-        c = self.config
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Absorbed, kv_cache: Tensor) -> Tensor:
+        c, dtype = self.config, q_nope.dtype
         tokens, heads = q_nope.shape[:2]
         # Heads are the groups of a grouped GEMM: [H, T, nope] x [H, kv_lora, nope].
-        rows = torch.full((heads,), tokens, dtype=torch.int32, device=q_nope.device)
-        latent = m_grouped_gemm_nt_masked(q_nope.transpose(0, 1).contiguous(), self.w_uk, rows,
-                                          expected_m=tokens, out_dtype=torch.float32)
+        counts = torch.full((heads,), tokens, dtype=torch.int32, device=q_nope.device)
+        latent = m_grouped_gemm_nt_masked(q_nope.transpose(0, 1).contiguous(), self.w_uk, counts,
+                                          expected_m=tokens, out_dtype=dtype)
         q = torch.cat((latent.transpose(0, 1), q_rope), -1)      # [T, H, kv_lora + rope]
-        s_q, table, lens = batch.decode_rows
-        out, _ = mla_decode(q.view(-1, s_q, heads, c.latent_dim), kv_cache, table, lens,
-                            c.kv_lora_rank, c.softmax_scale)
+        out, _ = mla_decode(q.view(-1, rows.s_q, heads, c.latent_dim), kv_cache,
+                            rows.block_table, rows.cache_seqlens, c.kv_lora_rank, c.softmax_scale)
         out = out.view(tokens, heads, c.kv_lora_rank).transpose(0, 1).contiguous()
-        return m_grouped_gemm_nt_masked(out, self.w_uv, rows, expected_m=tokens,
-                                        out_dtype=torch.float32).transpose(0, 1)
+        return m_grouped_gemm_nt_masked(out, self.w_uv, counts, expected_m=tokens,
+                                        out_dtype=dtype).transpose(0, 1)
 
-    def _expanded(self, q_nope: Tensor, q_rope: Tensor, batch: Batch, kv_cache: Tensor) -> Tensor:
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, seqs: Expanded, kv_cache: Tensor) -> Tensor:
         c = self.config
-        assert batch.context_slots is not None
-        latent = kv_cache.view(-1, c.latent_dim)[batch.context_slots].float()
+        latent = kv_cache.view(-1, c.latent_dim).index_select(0, seqs.context_slots).to(
+            q_nope.dtype)
         normed, k_rope = latent.split((c.kv_lora_rank, c.rope_dim), -1)
         kv = self.kv_b(normed.contiguous()).view(-1, c.num_heads, c.nope_dim + c.v_dim)
         k_nope, v = kv.split((c.nope_dim, c.v_dim), -1)
-        k = torch.cat((k_nope, k_rope[:, None].expand(-1, c.num_heads, -1)), -1)
-        out, _ = mla_prefill(torch.cat((q_nope, q_rope), -1), k, v.contiguous(), batch.cu_q,
-                             batch.cu_k, c.softmax_scale)
+        k = torch.cat((k_nope, k_rope.unsqueeze(1).expand(-1, c.num_heads, -1)), -1)
+        out, _ = mla_prefill(torch.cat((q_nope, q_rope), -1), k, v.contiguous(), seqs.cu_q,
+                             seqs.cu_k, c.softmax_scale)
         return out                                               # [T, H, v]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -24,58 +23,62 @@ _S_Q = (1, 2)
 
 
 @dataclass(frozen=True)
+class Absorbed:
+    """What mla_decode is told: rows of s_q new tokens each and where their contexts stand."""
+
+    s_q: int
+    block_table: Tensor              # [rows, pages] int32
+    cache_seqlens: Tensor            # [rows] int32, the row's new tokens included
+
+    def to(self, device: torch.device) -> Absorbed:
+        """The same on a device."""
+        return Absorbed(self.s_q, self.block_table.to(device), self.cache_seqlens.to(device))
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """What mla_prefill is told: which cached tokens are the keys, and where sequences begin."""
+
+    context_slots: Tensor            # [Tk] int64
+    cu_q: Tensor                     # [B + 1] int32 prefix sums of new tokens
+    cu_k: Tensor                     # [B + 1] int32 prefix sums of tokens in the cache
+
+    def to(self, device: torch.device) -> Expanded:
+        """The same on a device."""
+        return Expanded(self.context_slots.to(device), self.cu_q.to(device), self.cu_k.to(device))
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Tokens [T] of B sequences, one after another, and where they stand in the cache."""
+    """Tokens [T] of B sequences, one after another, and where they stand in the cache.
+
+    Made on the host in full and then moved: a step that runs on a device makes no tensor from
+    Python values and reads none, so that it can be captured (graphs.py).
+    """
 
     ids: Tensor                      # [T] int64
     positions: Tensor                # [T] int64
     slots: Tensor                    # [T] int64, page * page_size + offset
-    q_lens: tuple[int, ...]          # new tokens of each sequence
-    k_lens: tuple[int, ...]          # its tokens in the cache, the new ones included
-    block_table: Tensor              # [B, pages] int32
-    context_slots: Tensor | None     # [sum k_lens] int64; expanded path only
-    path: MlaPath
+    last_rows: Tensor                # [B] int64, the row of each sequence's last token
+    mla: Absorbed | Expanded
     on_route: RouteObserver | None = None
+    absent: Tensor | None = None     # [T] bool, rows that only fill a captured step up
 
-    @cached_property
-    def cu_q(self) -> Tensor:
-        """[B + 1] int32 prefix sums of q_lens."""
-        return self._prefix(self.q_lens)
-
-    @cached_property
-    def cu_k(self) -> Tensor:
-        """[B + 1] int32 prefix sums of k_lens."""
-        return self._prefix(self.k_lens)
-
-    @cached_property
-    def decode_rows(self) -> tuple[int, Tensor, Tensor]:
-        """s_q, block_table and cache_seqlens for mla_decode.
-
-        Sequences that all have one or two new tokens are rows of so many; otherwise every token is
-        a row of its own that ends with itself, which needs no padding.
-        """
-        if len(set(self.q_lens)) == 1 and self.q_lens[0] in _S_Q:
-            lens = torch.tensor(self.k_lens, dtype=torch.int32, device=self.ids.device)
-            return self.q_lens[0], self.block_table, lens
-        repeats = torch.tensor(self.q_lens, device=self.ids.device)
-        return 1, self.block_table.repeat_interleave(repeats, 0), (self.positions + 1).int()
-
-    @cached_property
-    def last_rows(self) -> Tensor:
-        """[B] int64: the row of each sequence's last token."""
-        return self.cu_q[1:].long() - 1
-
-    def _prefix(self, lens: Sequence[int]) -> Tensor:
-        return torch.tensor([0, *accumulate(lens)], dtype=torch.int32, device=self.ids.device)
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        return replace(self, ids=self.ids.to(device), positions=self.positions.to(device),
+                       slots=self.slots.to(device), last_rows=self.last_rows.to(device),
+                       mla=self.mla.to(device))
 
 
 def make_batch(config: ModelConfig, cache: LatentCache, seqs: Sequence[CachedSequence],
                new_ids: Sequence[Sequence[int]], mla: MlaChoice = "auto",
                on_route: RouteObserver | None = None) -> Batch:
-    """Give every sequence room for its new tokens and describe the step."""
+    """Give every sequence room for its new tokens and describe the step, on the host."""
     if mla not in get_args(MlaChoice):
         raise ValueError(f"mla must be one of {', '.join(get_args(MlaChoice))}, got {mla!r}")
-    device = cache.storage.device
     positions: list[int] = []
     slots: list[int] = []
     for seq, ids in zip(seqs, new_ids, strict=True):
@@ -85,14 +88,30 @@ def make_batch(config: ModelConfig, cache: LatentCache, seqs: Sequence[CachedSeq
                              f"{config.max_positions} tokens, got {end}")
         positions += range(seq.length, end)
         slots += cache.extend(seq, len(ids))
-    q_lens, k_lens = tuple(map(len, new_ids)), tuple(s.length for s in seqs)
+    q_lens, k_lens = [len(ids) for ids in new_ids], [s.length for s in seqs]
     path = cheaper_path(config, q_lens, k_lens) if mla == "auto" else mla
-    context = [slot for seq in seqs for slot in cache.slots(seq)] if path == "expanded" else None
+    at = torch.tensor(positions)
     return Batch(
-        torch.tensor([i for ids in new_ids for i in ids], device=device),
-        torch.tensor(positions, device=device), torch.tensor(slots, device=device), q_lens, k_lens,
-        cache.block_table(seqs), None if context is None else torch.tensor(context, device=device),
-        path, on_route)
+        torch.tensor([i for ids in new_ids for i in ids]), at, torch.tensor(slots),
+        torch.tensor([end - 1 for end in accumulate(q_lens)]),
+        _absorbed(cache, seqs, q_lens, at) if path == "absorbed" else Expanded(
+            torch.tensor([slot for seq in seqs for slot in cache.slots(seq)]), _prefix(q_lens),
+            _prefix(k_lens)), on_route)
+
+
+def _absorbed(cache: LatentCache, seqs: Sequence[CachedSequence], q_lens: Sequence[int],
+              positions: Tensor) -> Absorbed:
+    """Sequences that all have one or two new tokens are rows of so many; otherwise every token is
+    a row of its own that ends with itself, which needs no padding."""
+    table = cache.block_table(seqs)
+    if len(set(q_lens)) == 1 and q_lens[0] in _S_Q:
+        return Absorbed(q_lens[0], table, torch.tensor([s.length for s in seqs], dtype=torch.int32))
+    repeated = table.repeat_interleave(torch.tensor(q_lens), 0, output_size=len(positions))
+    return Absorbed(1, repeated, (positions + 1).int())
+
+
+def _prefix(lens: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lens)], dtype=torch.int32)
 
 
 def cheaper_path(c: ModelConfig, q_lens: Sequence[int], k_lens: Sequence[int]) -> MlaPath:

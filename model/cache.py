@@ -29,11 +29,12 @@ class LatentCache:
         width: kv_lora + rope.
         page_size: tokens per page.
         max_tokens: a limit on all pages together; without it the cache grows when it is full.
+        fixed: allocate the limit now, so that the storage never moves (CUDA graphs keep pointers).
     """
 
     def __init__(self, layers: int, width: int, page_size: int = 64,
                  max_tokens: int | None = None, dtype: torch.dtype = torch.float32,
-                 device: torch.device | None = None):
+                 device: torch.device | None = None, fixed: bool = False):
         if not 1 <= page_size <= 128:
             raise ValueError(f"page_size must be 1 .. 128, got {page_size}")
         if max_tokens is not None and max_tokens < page_size:
@@ -43,6 +44,10 @@ class LatentCache:
         self.max_pages = None if max_tokens is None else max_tokens // page_size
         self.storage = torch.zeros(layers, 0, page_size, 1, width, dtype=dtype, device=device)
         self.free: list[int] = []
+        if fixed:
+            if self.max_pages is None:
+                raise ValueError("a fixed cache needs max_tokens, got None")
+            self._grow(self.max_pages)
 
     @property
     def num_pages(self) -> int:
@@ -61,7 +66,7 @@ class LatentCache:
 
     def layer(self, index: int) -> Tensor:
         """[pages, page, 1, latent] of one layer."""
-        return self.storage[index]
+        return self.storage.select(0, index)
 
     def extend(self, seq: CachedSequence, tokens: int) -> list[int]:
         """Give a sequence room for new tokens and return their slots (page * page_size + offset).
@@ -87,7 +92,7 @@ class LatentCache:
         seq.pages, seq.length = [], 0
 
     def block_table(self, seqs: Sequence[CachedSequence]) -> Tensor:
-        """[B, most pages] int32; unused entries are -1.
+        """[B, most pages] int32 on the host; unused entries are -1.
 
         The width is a power of two: it is an axis that records are looked up by, and a new one at
         every page would be a new look-up at every page.
@@ -97,7 +102,7 @@ class LatentCache:
         table = torch.full((len(seqs), width), -1, dtype=torch.int32)
         for row, seq in zip(table, seqs, strict=True):
             row[:len(seq.pages)] = torch.tensor(seq.pages, dtype=torch.int32)
-        return table.to(self.storage.device)
+        return table
 
     def _grow(self, at_least: int) -> None:
         room = None if self.max_pages is None else self.max_pages - self.num_pages
@@ -108,5 +113,5 @@ class LatentCache:
         more = more if room is None else min(more, room)
         old = self.num_pages
         new = self.storage.new_zeros(self.storage.shape[0], more, *self.storage.shape[2:])
-        self.storage = torch.cat((self.storage, new), 1)
+        self.storage = torch.cat((self.storage, new), 1) if old else new
         self.free[:0] = range(old + more - 1, old - 1, -1)       # the last is taken first

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from .batch import make_batch
+from .batch import Batch, make_batch
 from .cache import CachedSequence, LatentCache
-from .sampler import SamplingParams, generator, logprob, sample
+from .graphs import DecodeGraphs
+from .sampler import SamplingParams, draw, generator, logprobs
 from .tokenizer import Detokenizer, Tokenizer
 from .transformer import Transformer
 
@@ -56,11 +58,11 @@ class Request:
 
 
 def make_request(prompt: Sequence[int], params: SamplingParams, tokenizer: Tokenizer | None,
-                 index: int = 0) -> Request:
-    """A request that has not started."""
+                 index: int = 0, device: torch.device | None = None) -> Request:
+    """A request that has not started; its tokens are drawn on `device`."""
     if params.stop_strings and tokenizer is None:
         raise ValueError("stop strings need a tokenizer; use stop_token_ids")
-    return Request(list(prompt), params, generator(params),
+    return Request(list(prompt), params, generator(params, device),
                    None if tokenizer is None else Detokenizer(tokenizer), index)
 
 
@@ -72,10 +74,11 @@ class Engine:
         cache: where the latents stand.
         max_batch: requests in flight.
         max_step_tokens: prompt tokens per step; longer prompts are prefilled in chunks.
+        graphs: captured decode steps; prefill, and what they do not take, runs without.
     """
 
     def __init__(self, model: Transformer, cache: LatentCache, max_batch: int = 64,
-                 max_step_tokens: int = 2048):
+                 max_step_tokens: int = 2048, graphs: DecodeGraphs | None = None):
         for name, value in (("max_batch", max_batch), ("max_step_tokens", max_step_tokens)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -83,6 +86,7 @@ class Engine:
         self.cache = cache
         self.max_batch = max_batch
         self.max_step_tokens = max_step_tokens
+        self.graphs = graphs
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
 
@@ -145,18 +149,32 @@ class Engine:
                 chosen.append(r)
                 new.append(part)
         batch = make_batch(self.model.config, self.cache, [r.seq for r in chosen], new)
-        hidden = self.model.hidden(batch, self.cache)
         ready = [i for i, r in enumerate(chosen) if not r.pending]
-        if not ready:
+        logits = self._logits(batch, ready)
+        if logits is None:
             return []
-        logits = self.model.logits(hidden[batch.last_rows[ready]])
-        for row, i in zip(logits, ready, strict=True):
-            r = chosen[i]
-            token = sample(row, r.params, r.source)
+        advanced = [chosen[i] for i in ready]
+        drawn = draw(logits, [r.params for r in advanced], [r.source for r in advanced])
+        tokens = drawn.tolist()      # the step's one wait for the device
+        likely = logprobs(logits, drawn).tolist() if any(r.params.logprobs for r in advanced) \
+            else tokens
+        for r, token, logprob in zip(advanced, tokens, likely, strict=True):
             if r.params.logprobs:
-                r.logprobs.append(logprob(row, token))
+                r.logprobs.append(logprob)
             self._accept(r, token)
-        return [chosen[i] for i in ready]
+        return advanced
+
+    def _logits(self, batch: Batch, ready: list[int]) -> Tensor | None:
+        """Logits of the sequences whose next token is due, None where there is no such one."""
+        if self.graphs is not None and len(ready) == len(batch.last_rows):
+            logits = self.graphs.logits(batch)
+            if logits is not None:
+                return logits
+        device = self.cache.storage.device
+        hidden = self.model.hidden(batch.to(device), self.cache)
+        if not ready:
+            return None
+        return self.model.logits(hidden.index_select(0, batch.last_rows[ready].to(device)))
 
     def _accept(self, r: Request, token: int) -> None:
         r.token_ids.append(token)

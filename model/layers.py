@@ -20,7 +20,7 @@ RouteObserver = Callable[[int, Tensor, Tensor], None]
 class RMSNorm:
     """x / rms(x) * weight."""
 
-    weight: Tensor                   # [D] float32
+    weight: Tensor                   # [D] in the activations' dtype
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -29,19 +29,19 @@ class RMSNorm:
 
 @dataclass(frozen=True)
 class Linear:
-    """x @ weight.T; activations are float32, the weight is read as it is stored."""
+    """x @ weight.T in x's dtype or another; the weight is read as it is stored."""
 
     weight: Operand                  # [N, K] plain, or FP8 with scales
     block: int = 128                 # rows and columns per scale
     w8a8: bool = False               # cast the activations to FP8 too
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         # x [T, K] -> [T, N]
-        shape = (self.block, self.block)
+        shape, out_dtype = (self.block, self.block), out_dtype or x.dtype
         if self.w8a8 and not isinstance(self.weight, Tensor):
             pair = per_token_group_quant_fp8(x, group_size=self.block)
-            return gemm_nt(pair, self.weight, out_dtype=torch.float32, block_shape=shape)
-        return gemm_nt(x, self.weight, out_dtype=torch.float32, block_shape=shape)
+            return gemm_nt(pair, self.weight, out_dtype=out_dtype, block_shape=shape)
+        return gemm_nt(x, self.weight, out_dtype=out_dtype, block_shape=shape)
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,17 @@ class MoE:
     block: int
     w8a8: bool
 
-    def __call__(self, x: Tensor, on_route: RouteObserver | None = None) -> Tensor:
-        # x [T, D] -> [T, D]
+    def __call__(self, x: Tensor, on_route: RouteObserver | None = None,
+                 absent: Tensor | None = None) -> Tensor:
+        # x [T, D], absent [T] bool -> [T, D]
         r = self.routing
         weights, ids = moe_route(
-            gemm_nt(x, self.gate, out_dtype=torch.float32), r.top_k, self.bias, r.scoring,
+            gemm_nt(x.float(), self.gate, out_dtype=torch.float32), r.top_k, self.bias, r.scoring,
             r.n_group, r.topk_group, r.group_score, r.norm_topk_prob, r.routed_scaling_factor)
         if on_route is not None:
             on_route(self.layer, weights, ids)
+        if absent is not None:       # no expert's weights are read for a row that is not there
+            ids = ids.masked_fill(absent.unsqueeze(1), -1)
         (w1, s1), (w2, s2) = _parts(self.w1), _parts(self.w2)
         out = fused_moe(x, w1, w2, weights, ids, s1, s2, (self.block, self.block),
                         use_fp8_w8a8=self.w8a8 and s1 is not None)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from .. import Runtime, use_runtime
 from .batch import MlaChoice
-from .cache import LatentCache
 from .config import ModelConfig
 from .engine import Engine, Request, make_request
+from .graphs import DecodeGraphs
 from .layers import RouteObserver
 from .outputs import Output, Piece, output_of
+from .placement import new_cache, place
 from .sampler import SamplingParams
 from .scoring import checked_rows, logits, row_lengths, step_sizes, surprise
 from .tokenizer import Message, Tokenizer
@@ -26,7 +27,6 @@ from .transformer import load_transformer
 from .weights import Checkpoint
 
 Prompt = str | Sequence[int] | Tensor
-_DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LLM:
@@ -34,14 +34,19 @@ class LLM:
 
     Args:
         path: directory with config.json, safetensors and, for text, tokenizer.json.
-        device: "cpu" (other devices as the front door's Runtime knows them).
-        dtype: storage of plain weights, "float32" or "bfloat16"; None = as in the checkpoint.
-            Arithmetic is float32 in every case, and FP8 weights stay FP8.
+        device: "cpu" or "cuda" (as the front door's Runtime knows them).
+        dtype: storage of plain weights, "float32" or "bfloat16"; None = as in the checkpoint, with
+            bfloat16 activations bfloat16. FP8 weights stay FP8 in every case.
         db: a tuning database laid over the default ones.
         threads: CPU threads of the operators.
         w8a8: cast activations to FP8 for FP8 weights; by default FP8 is storage only.
-        page_size, max_cache_tokens: of the latent cache, which grows on demand without a limit.
+        page_size, max_cache_tokens: of the latent cache, which grows on demand without a limit; on
+            CUDA it is allocated at once, without a limit what max_batch long requests need or 0.8
+            of the free memory holds.
         max_batch, max_step_tokens: requests in flight, and prompt tokens per step.
+        act_dtype: of activations and cache, "float32" or "bfloat16"; None = float32 on CPUs,
+            bfloat16 elsewhere.
+        graphs: capture decode steps in CUDA graphs; None = on CUDA devices.
 
     Raises:
         ValueError: the directory, a key of its config.json or one of its tensors does not fit.
@@ -51,24 +56,22 @@ class LLM:
                  dtype: str | torch.dtype | None = None, db: str | Path | None = None, *,
                  threads: int | None = None, w8a8: bool = False, page_size: int = 64,
                  max_cache_tokens: int | None = None, max_batch: int = 64,
-                 max_step_tokens: int = 2048):
-        name = str(dtype).removeprefix("torch.") if dtype is not None else None
-        if name not in _DTYPES:
-            raise ValueError(f"dtype must be 'float32', 'bfloat16' or None (as stored), got "
-                             f"{dtype!r}")
+                 max_step_tokens: int = 2048, act_dtype: str | torch.dtype | None = None,
+                 graphs: bool | None = None):
         if not (folder := Path(path)).is_dir():
             raise ValueError(f"a model must be a directory with config.json, got {str(folder)!r}")
         self.runtime = Runtime(device, db=db, threads=threads)
+        at = place(device, dtype, act_dtype, graphs)
         self.config = ModelConfig.from_dir(folder)
         self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
-        where = _torch_device(device)
         with torch.inference_mode(), use_runtime(self.runtime):
-            files = Checkpoint(folder, self.config, _DTYPES[name], where)
-            self.model = load_transformer(self.config, files, where, w8a8)
-        self.cache = LatentCache(self.config.num_layers, self.config.latent_dim, page_size,
-                                 max_cache_tokens, device=where)
+            files = Checkpoint(folder, self.config, at.weight_dtype, at.device)
+            self.model = load_transformer(self.config, files, at.device, w8a8, at.act_dtype)
+        self.cache = new_cache(at, self.config, page_size, max_cache_tokens, max_batch)
         self._limits = (max_batch, max_step_tokens)
-        Engine(self.model, self.cache, *self._limits)            # refuses wrong limits now
+        self.graphs = DecodeGraphs(self.model, self.cache, max_batch, self.runtime.report) \
+            if at.graphs else None
+        self._engine()                                           # refuses wrong limits now
 
     def generate(self, prompts: Prompt | Sequence[Prompt],
                  params: SamplingParams | Sequence[SamplingParams] | None = None) -> list[Output]:
@@ -79,9 +82,8 @@ class LLM:
         if len(each) != len(listed):
             raise ValueError(f"params must be one or one per prompt, got {len(each)} for "
                              f"{len(listed)} prompts")
-        engine = Engine(self.model, self.cache, *self._limits)
-        requests = [make_request(self._ids(p), q, self.tokenizer)
-                    for p, q in zip(listed, each, strict=True)]
+        engine = self._engine()
+        requests = [self._request(p, q) for p, q in zip(listed, each, strict=True)]
         for r in requests:
             engine.add(r)
         with self._active():
@@ -91,8 +93,8 @@ class LLM:
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Continue one prompt, yielding text as soon as it is certain."""
-        engine = Engine(self.model, self.cache, *self._limits)
-        r = make_request(self._ids(prompt), params or SamplingParams(), self.tokenizer)
+        engine = self._engine()
+        r = self._request(prompt, params or SamplingParams())
         engine.add(r)
         return self._pieces(engine, r)
 
@@ -150,6 +152,13 @@ class LLM:
         """One row per operator that ran: which record answered it, and in which tier."""
         return self.runtime.report()
 
+    def _engine(self) -> Engine:
+        return Engine(self.model, self.cache, *self._limits, self.graphs)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        return make_request(self._ids(prompt), params, self.tokenizer,
+                            device=self.cache.storage.device)
+
     def _pieces(self, engine: Engine, r: Request) -> Iterator[Piece]:
         shown = told = 0
         steps = engine.run()
@@ -192,11 +201,3 @@ class LLM:
         if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Integral)):
             return [prompts]         # type: ignore[list-item]
         return list(prompts)         # type: ignore[arg-type]
-
-
-def _torch_device(device: str) -> torch.device:
-    """A device that torch can use here, tried once."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as e:      # torch's answers to a device it cannot reach
-        raise ValueError(f"device {device!r} cannot be used by this torch: {e}") from e

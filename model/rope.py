@@ -93,7 +93,7 @@ def cos_sin_table(rope: RopeConfig, dim: int, positions: int) -> Tensor:
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate pairs (x0, x1), (x2, x3) ...; the layout that mla_kv_append writes keys in."""
-    # x [T, H, rope], cos_sin [T, rope] -> [T, H, rope]
-    cos, sin = cos_sin[:, None].chunk(2, -1)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+    # x [T, H, rope], cos_sin [T, rope] float32 -> [T, H, rope], rounded once to x's dtype
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(x.dtype)

@@ -54,9 +54,9 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def generator(params: SamplingParams) -> torch.Generator:
-    """A request's own source of randomness."""
-    source = torch.Generator()
+def generator(params: SamplingParams, device: torch.device | None = None) -> torch.Generator:
+    """A request's own source of randomness, where its logits are."""
+    source = torch.Generator(device or "cpu")
     if params.seed is None:
         source.seed()
     else:
@@ -75,20 +75,29 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1:
         ordered, at = p.sort(descending=True, stable=True)
         # A token stays while those before it have not reached top_p: the first always does.
-        ordered[ordered.cumsum(0) - ordered >= params.top_p] = 0.0
+        ordered.masked_fill_(ordered.cumsum(0) - ordered >= params.top_p, 0.0)
         p = torch.zeros_like(p).scatter_(0, at, ordered)
         p /= p.sum()
     return p
 
 
-def sample(logits: Tensor, params: SamplingParams, source: torch.Generator) -> int:
-    """The next token for one row of logits [V]."""
+def draw(logits: Tensor, params: Sequence[SamplingParams],
+         sources: Sequence[torch.Generator | None]) -> Tensor:
+    """The next token of each row of logits [R, V]; [R] int64, nothing is read on the host."""
+    if all(p.temperature < _GREEDY for p in params):
+        return logits.argmax(-1)
+    return torch.stack([_draw(*row) for row in zip(logits.unbind(0), params, sources, strict=True)])
+
+
+def _draw(logits: Tensor, params: SamplingParams, source: torch.Generator | None) -> Tensor:
     if params.temperature < _GREEDY:
-        return int(logits.argmax())
-    chosen = torch.multinomial(probabilities(logits, params).cpu(), 1, generator=source)
-    return int(chosen)
+        return logits.argmax()
+    # argmax of p / Exp(1) is a draw from p; torch.multinomial does the same, and checks p on the
+    # host before it.
+    p = probabilities(logits, params)
+    return p.div_(torch.empty_like(p).exponential_(generator=source)).argmax()
 
 
-def logprob(logits: Tensor, token: int) -> float:
-    """Natural logarithm of the model's probability of a token."""
-    return float(logits[token] - logits.logsumexp(-1))
+def logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Natural logarithm of the model's probability of each row's token; [R, V], [R] -> [R]."""
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)

@@ -15,13 +15,13 @@ from .transformer import Transformer
 
 
 def checked_rows(config: ModelConfig, ids: Tensor) -> Tensor:
-    """Tokens [B, T]; ValueError for another shape and for ids outside the vocabulary."""
+    """Tokens [B, T] on the host; ValueError for another shape and ids outside the vocabulary."""
     if ids.ndim != 2 or ids.dtype.is_floating_point:
         raise ValueError(f"ids must be integers [B, T], got {ids.dtype}{list(ids.shape)}")
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
         raise ValueError(f"ids must be 0 .. {config.vocab_size - 1}, got {int(ids.min())} .. "
                          f"{int(ids.max())}")
-    return ids
+    return ids.cpu()
 
 
 def row_lengths(ids: Tensor, lengths: Sequence[int] | None) -> list[int]:
@@ -54,7 +54,7 @@ def step_logits(model: Transformer, cache: LatentCache, seqs: Sequence[CachedSeq
                 new: Sequence[Sequence[int]], mla: MlaChoice = "auto",
                 on_route: RouteObserver | None = None) -> Tensor:
     """Logits of all new tokens of a step, [T, V]."""
-    batch = make_batch(model.config, cache, seqs, new, mla, on_route)
+    batch = make_batch(model.config, cache, seqs, new, mla, on_route).to(cache.storage.device)
     return model.logits(model.hidden(batch, cache))
 
 

@@ -30,7 +30,8 @@ class Block:
     def __call__(self, x: Tensor, batch: Batch, kv_cache: Tensor) -> Tensor:
         x = x + self.attention(self.input_norm(x), batch, kv_cache)
         h = self.post_norm(x)
-        return x + (self.mlp(h, batch.on_route) if isinstance(self.mlp, MoE) else self.mlp(h))
+        return x + (self.mlp(h, batch.on_route, batch.absent) if isinstance(self.mlp, MoE)
+                    else self.mlp(h))
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,18 @@ class Transformer:
     blocks: tuple[Block, ...]
     norm: RMSNorm
     head: Linear                     # [vocab, hidden]
+    act_dtype: torch.dtype = torch.float32
 
     def hidden(self, batch: Batch, cache: LatentCache) -> Tensor:
         """Run the layers on a step; [T, hidden] before the final norm (what MTP continues)."""
-        x = self.embedding[batch.ids].float()
+        x = torch.nn.functional.embedding(batch.ids, self.embedding).to(self.act_dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, batch, cache.layer(i))
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab] float32."""
-        return self.head(self.norm(hidden))
+        return self.head(self.norm(hidden), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class _Builder:
     files: Checkpoint
     cos_sin: Tensor
     w8a8: bool
+    act_dtype: torch.dtype
 
     def linear(self, name: str) -> Linear:
         return Linear(self.files.operand(f"{name}.weight"), self.config.fp8_block or 128, self.w8a8)
 
     def norm(self, name: str, eps: float) -> RMSNorm:
-        return RMSNorm(self.files.plain(f"{name}.weight", torch.float32), eps)
+        # In the activations' dtype, as torch's one-pass norm wants; it computes in float32.
+        return RMSNorm(self.files.plain(f"{name}.weight", self.act_dtype), eps)
 
     def mlp(self, prefix: str) -> MLP:
         block = self.config.fp8_block or 128
@@ -87,7 +91,7 @@ class _Builder:
         kv_b = self.linear(f"{prefix}.kv_b_proj")
         # The absorbed form takes kv_b dequantised, once (DeepSeek-V3 inference/model.py).
         plain = kv_b.weight if isinstance(kv_b.weight, Tensor) else weight_dequant(
-            *kv_b.weight, block_size=c.fp8_block, dtype=torch.float32)
+            *kv_b.weight, block_size=c.fp8_block, dtype=self.act_dtype)
         w_uk, w_uv = plain.view(c.num_heads, -1, c.kv_lora_rank).split((c.nope_dim, c.v_dim), 1)
         q_down = (self.linear(f"{prefix}.q_a_proj"),
                   self.norm(f"{prefix}.q_a_layernorm", LATENT_NORM_EPS)) if c.q_lora_rank else None
@@ -107,11 +111,11 @@ class _Builder:
 
 
 def load_transformer(config: ModelConfig, files: Checkpoint, device: torch.device | None = None,
-                     w8a8: bool = False) -> Transformer:
-    """Build the model from a checked checkpoint, layer by layer."""
+                     w8a8: bool = False, act_dtype: torch.dtype = torch.float32) -> Transformer:
+    """Build the model from a checked checkpoint, layer by layer; files load to `device` too."""
     cos_sin = cos_sin_table(config.rope, config.rope_dim, config.max_positions).to(device)
-    build = _Builder(config, files, cos_sin, w8a8)
+    build = _Builder(config, files, cos_sin, w8a8, act_dtype)
     embedding = files.plain("model.embed_tokens.weight")
     head = embedding if config.tie_word_embeddings else files.plain("lm_head.weight")
     return Transformer(config, embedding, tuple(build.block(i) for i in range(config.num_layers)),
-                       build.norm("model.norm", config.rms_norm_eps), Linear(head))
+                       build.norm("model.norm", config.rms_norm_eps), Linear(head), act_dtype)

@@ -47,7 +47,7 @@ class Checkpoint:
 
     def plain(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor that is never quantised, in `dtype` or as stored."""
-        return self._settled(self._raw(name).to(dtype or self._plain_dtype(name)))
+        return self._settled(self._raw(name), dtype or self._plain_dtype(name))
 
     def operand(self, name: str) -> Operand:
         """A projection's weight as stored: plain, or the pair of FP8 values and scales."""
@@ -84,10 +84,11 @@ class Checkpoint:
         wide = -(-inter // b) * b if fp8 else inter
         e, blocks_i, blocks_h = len(prefixes), *((wide // b, -(-hidden // b)) if fp8 else (0, 0))
         make: Callable[..., Tensor] = torch.zeros if wide > inter else torch.empty
-        w1 = make(e * with_gate_up, 2, wide, hidden, dtype=dtype)
-        w2 = make(e * with_down, hidden, wide, dtype=dtype)
-        s1 = torch.empty(e * with_gate_up, 2, blocks_i, blocks_h)
-        s2 = torch.empty(e * with_down, blocks_h, blocks_i)
+        # On the device at once: the host never holds more than the file's own mapped pages.
+        w1 = make(e * with_gate_up, 2, wide, hidden, dtype=dtype, device=self._device)
+        w2 = make(e * with_down, hidden, wide, dtype=dtype, device=self._device)
+        s1 = torch.empty(e * with_gate_up, 2, blocks_i, blocks_h, device=self._device)
+        s2 = torch.empty(e * with_down, blocks_h, blocks_i, device=self._device)
         for i, prefix in enumerate(prefixes):
             for half, kind in enumerate(("gate_proj", "up_proj") * with_gate_up):
                 self._fill(f"{prefix}.{kind}.weight", fp8, w1[i, half, :inter], s1[i, half])
@@ -115,9 +116,9 @@ class Checkpoint:
         assert isinstance(tensor, Tensor)
         return tensor
 
-    def _settled(self, tensor: Tensor) -> Tensor:
+    def _settled(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         tensor = tensor.to(self._device) if self._device is not None else tensor
-        tensor = tensor.contiguous()
+        tensor = tensor.to(dtype or tensor.dtype).contiguous()
         # A file's tensors start at any multiple of 8 bytes; only the unaligned ones are copied.
         return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from expertile.model import SamplingParams
-from expertile.model.sampler import generator, logprob, probabilities, sample
+from expertile.model.sampler import draw, generator, logprobs, probabilities
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 1.5])
+
+
+def sample(logits: torch.Tensor, params: SamplingParams, source: torch.Generator) -> int:
+    return int(draw(logits[None], [params], [source]))
 
 
 def test_temperature_scales_logits() -> None:
@@ -61,7 +65,24 @@ def test_seed_and_greedy() -> None:
     assert draws[0] == draws[1] != draws[2]
     for temperature in (0, 1e-40):
         assert sample(LOGITS, SamplingParams(temperature=temperature), generator(params)) == 0
-    assert logprob(LOGITS, 3) == pytest.approx(float(LOGITS.log_softmax(-1)[3]))
+
+
+def test_rows_are_drawn_and_weighed_each_by_its_own_request() -> None:
+    params = [SamplingParams(temperature=0), SamplingParams(seed=1),
+              SamplingParams(seed=2, top_k=2)]
+    rows = torch.stack((LOGITS, LOGITS.flip(0), -LOGITS))
+    got = draw(rows, params, [generator(p) for p in params])
+    assert got.tolist() == [sample(row, p, generator(p))
+                            for row, p in zip(rows, params, strict=True)]
+    assert torch.allclose(logprobs(rows, got), rows.log_softmax(-1)[range(3), got])
+
+
+def test_a_draw_is_multinomial_without_its_check() -> None:
+    params = SamplingParams(seed=7, top_p=0.95)
+    ours, theirs = generator(params), generator(params)
+    for _ in range(50):
+        want = torch.multinomial(probabilities(LOGITS, params), 1, generator=theirs)
+        assert sample(LOGITS, params, ours) == int(want)
 
 
 @pytest.mark.parametrize("wrong", [

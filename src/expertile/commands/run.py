@@ -37,6 +37,10 @@ def run(
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap in the chat template.")] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    graphs: Annotated[bool | None, typer.Option(
+        "--graphs/--no-graphs", help="Capture decode steps in CUDA graphs; the default on cuda.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
     db: Db = None,
     report: Annotated[bool, typer.Option("--report", help="Print which records answered.")] = False,
@@ -45,7 +49,7 @@ def run(
     """Generate text with the bundled model on the tuned operators."""
     from ..model import LLM, SamplingParams
 
-    llm = LLM(model or TINY, db=db, threads=threads)
+    llm = LLM(model or TINY, device, db=db, threads=threads, graphs=graphs)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                             max_tokens=max_tokens)
     outputs = []
