@@ -10,6 +10,8 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target .venv/triton-3.6.0 triton==3.6.0    # tests compile with this one too
 	touch $@
 
 demo: .venv/ready  ## tune on this CPU for about two minutes, then generate text with the result

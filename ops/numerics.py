@@ -24,6 +24,11 @@ def as_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def blank(dtype: str, *sizes: int) -> Tensor:
+    """A tensor without data: sizes and a dtype, on torch's meta device."""
+    return torch.empty(sizes, dtype=as_dtype(dtype), device="meta")
+
+
 def poison(x: Tensor) -> Tensor:
     """Fill a tensor with what must never be read: NaN, or a huge index."""
     if x.dtype.is_floating_point:

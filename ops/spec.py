@@ -48,6 +48,7 @@ class Operator:
     shape_of: Callable[..., Shape]   # (*args) -> all axes; raises ValueError/TypeError on misuse
     empty: Callable[..., Outputs]    # (*args) -> fresh outputs; works on meta and fake tensors
     reference: Kernel                # plain torch in float64 (or float32): the truth
+    signature: Callable[[Shape], Args]                       # a call on meta tensors: no data
     inputs: Callable[[Shape, int], Args]                     # realistic, unread slots poisoned
     cases: Callable[[Shape, int], Iterator[tuple[str, Args]]]  # adversarial calls, same static axes
     work: Callable[[Shape], Work]

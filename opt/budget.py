@@ -50,8 +50,13 @@ class Guard:
     build_gb: float = 0.0            # 0: a share of this machine's memory
     run_gb: float = 0.0
 
-    def memory_gb(self, what: str) -> float:
-        """Address space of a child: a third of the memory to build, most of it to run."""
+    def memory_gb(self, what: str, torch_device: str = "cpu") -> float:
+        """Address space of a child: a third of the memory to build, most of it to run.
+
+        0, no limit, to run on a GPU: its driver reserves more addresses than there is memory.
+        """
+        if what == "run" and torch_device != "cpu":
+            return self.run_gb
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         if what == "build":
             return self.build_gb or max(8.0, total / 3)

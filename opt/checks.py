@@ -19,6 +19,7 @@ def run_once(fn: Kernel, op: Operator, args: Args) -> Outputs:
 
 
 def why_wrong(op: Operator, kernel: Kernel, name: str, args: Args, want: Outputs) -> str | None:
-    """The first mismatch with the reference's outputs of one case, or None."""
-    why = mismatches(run_once(kernel, op, args), want, op.rtol)
+    """The first mismatch with the reference's outputs (on the CPU) of one case, or None."""
+    got = tuple(o.cpu() for o in run_once(kernel, op, args))
+    why = mismatches(got, want, op.rtol)
     return why and f"case {name!r}: {why}"

@@ -26,7 +26,8 @@ def _session(text: str) -> Session:
     return Session(Site(tuple(data["recipe"]), data["op"], data["shape"], data["seed"]))
 
 
-def _session_of(site: dict[str, Any]) -> Session:
+def session_of(site: dict[str, Any]) -> Session:
+    """The session of a site in this process; the last one is kept."""
     return _session(json.dumps(site))
 
 
@@ -43,22 +44,24 @@ def build(site: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Compile a config in this process, a compile child, into the target's cache."""
     target = make_target(tuple(site["recipe"]))
     try:
-        target.compile_here(ops.load(site["op"]), site["shape"], config)
+        seen = target.compile_here(ops.load(site["op"]), site["shape"], config)
     except Exception as e:               # whatever a compiler raises is one row
         failure = _failure(e)
         return failure if failure["status"] != "run_error" else {**failure, "status": "build_error"}
-    return {"status": "ok", "error": ""}
+    if not seen.legal:
+        return {"status": "illegal", "error": seen.reason}
+    return {"status": "ok", "error": "", "modelled_us": seen.modelled_us}
 
 
 def prepare(site: dict[str, Any]) -> dict[str, Any]:
     """Make inputs and expected outputs of a shape; the following jobs share them."""
-    return {"argument_sets": len(_session_of(site).args)}
+    return {"argument_sets": len(session_of(site).args)}
 
 
 def measure(site: dict[str, Any], config: dict[str, Any], baseline: dict[str, Any] | None,
             seconds: float) -> dict[str, Any]:
     """Check a config on every case, then time it interleaved with the baseline."""
-    session = _session_of(site)
+    session = session_of(site)
     session.keep(baseline)
     try:
         if why := session.why_wrong(config):
@@ -73,14 +76,14 @@ def measure(site: dict[str, Any], config: dict[str, Any], baseline: dict[str, An
 def race(site: dict[str, Any], configs: list[dict[str, Any]], rounds: int, seconds: float
          ) -> list[list[float]]:
     """Samples of checked configs in shared rounds; the last one is the baseline and stays in."""
-    session = _session_of(site)
+    session = session_of(site)
     session.keep(*configs)
     return _interleave(session, configs, rounds, seconds, reject=False)
 
 
 def is_sound(site: dict[str, Any], config: dict[str, Any]) -> bool:
     """Whether a config that was right still is: a bad one may have written over our inputs."""
-    return _session_of(site).why_wrong(config) is None
+    return session_of(site).why_wrong(config) is None
 
 
 def _interleave(session: Session, configs: Sequence[Config], rounds: int, seconds: float,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import cycle
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -35,11 +36,6 @@ class Site:
         return asdict(self)
 
 
-def executes(target: Target) -> bool:
-    """Whether kernels of this target really compute, so that they must be right."""
-    return target.evidence() >= "L3"
-
-
 def make_target(recipe: tuple[str, dict[str, Any]]) -> Target:
     """The target behind a recipe."""
     module, _, function = recipe[0].partition(":")
@@ -60,13 +56,13 @@ class Session:
         self._held: list[tuple[str, Args]] | None = []
         self._want: list[Outputs] = []
         self._kernels: dict[str, Kernel] = {}
-        if executes(self.target):
+        if self.target.computes:
             self._make_inputs()
 
     def _make_inputs(self) -> None:
         first = self.op.inputs(self.shape, self.seed)
         drawn = [self.op.redraw(first, self.seed + i) for i in range(1, ARGUMENT_SETS)]
-        self.args = [first, *(args for args in drawn if args is not first)]
+        self.args = self._on_device([first, *(args for args in drawn if args is not first)])
         self.outs = [self.op.empty(*args) for args in self.args]
         held: dict[int, int] = {}
         for name, args in self.op.cases(self.shape, self.seed):
@@ -77,6 +73,40 @@ class Session:
                 self._held = None
             if self._held is not None:
                 self._held.append((name, args))
+        if self._held is not None:
+            moved = self._on_device([args for _, args in self._held])
+            self._held = [(name, args) for (name, _), args in zip(self._held, moved, strict=True)]
+
+    def _cases(self) -> Iterator[tuple[str, Args]]:
+        """The adversarial calls, on the device."""
+        if self._held is not None:
+            yield from self._held
+            return
+        for name, args in self.op.cases(self.shape, self.seed):
+            yield name, self._on_device([args])[0]
+
+    def _on_device(self, calls: list[Args]) -> list[Args]:
+        """Calls with their tensors where the target runs; a tensor in several is moved once.
+
+        A tensor that shares its storage with others moves with all of it: strides and the poison
+        around a slice stay what they were.
+        """
+        if self.target.torch_device == "cpu":
+            return calls
+        moved: dict[int, Tensor] = {}
+
+        def move(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in moved:
+                raw = torch.empty(0, dtype=torch.uint8).set_(storage)
+                moved[storage.data_ptr()] = raw.to(self.target.torch_device)
+            there = torch.empty(0, dtype=x.dtype, device=self.target.torch_device)
+            return there.set_(moved[storage.data_ptr()].untyped_storage(), x.storage_offset(),
+                              x.size(), x.stride())
+
+        return [tuple(move(x) for x in args) for args in calls]
 
     def kernel(self, config: Config) -> Kernel:
         """A config's kernel, built or loaded once."""
@@ -95,8 +125,7 @@ class Session:
         kernel = self.kernel(config)
         if not self._want:
             return None
-        cases = self._held if self._held is not None else self.op.cases(self.shape, self.seed)
-        for (name, args), want in zip(cases, self._want, strict=True):
+        for (name, args), want in zip(self._cases(), self._want, strict=True):
             if why := why_wrong(self.op, kernel, name, args, want):
                 return why
         return None

@@ -20,11 +20,10 @@ from .floor import floor_us
 from .outcome import Event, Outcome
 from .pool import Pool, Search
 from .provenance import provenance
-from .session import Site, executes
+from .session import Site
 from .stats import low, speedup
 from .workers import Tried, Workers
 
-BATCH = 4                            # compiled together, then measured with nothing else running
 FEWEST_TRIALS = 3                    # even when making the inputs took the whole budget
 RACE_SHARE = 0.2                     # of a time budget, kept for the finalists
 CANDIDATE_S = 0.6                    # at most, to time a candidate (more for very slow kernels)
@@ -110,7 +109,7 @@ def _batch(job: Job, limit: int) -> int:
     if job.seconds is not None:
         each = (time.monotonic() - job.started) / max(len(job.rows), 1)
         room = min(room, max(1, int(job.left() / max(each, 1e-3))))
-    return min(BATCH, room)
+    return min(job.workers.batch, room)
 
 
 def _seeds(job: Job) -> list[Config]:
@@ -132,10 +131,10 @@ def _try(job: Job, pool: Pool, search: Search, site: Site, batch: list[Config]) 
         verdict = job.target.legal(job.op, job.shape, config)
         if not verdict.legal:
             legal[i] = Tried("illegal", verdict.reason)
-    to_build = [c for i, c in enumerate(batch) if i not in legal]
-    built = iter(job.workers.build(site, to_build))
-    for i, config in enumerate(batch):
-        tried = legal.get(i) or next(built)
+    to_build = [i for i in range(len(batch)) if i not in legal]
+    built = dict(zip(to_build, job.workers.build(site, [batch[i] for i in to_build]), strict=True))
+    for i in _by_model(legal | built):
+        config, tried = batch[i], (legal | built)[i]
         failed_build = tried.status != "ok"
         if not failed_build:
             baseline = None if config is default else default
@@ -147,6 +146,15 @@ def _try(job: Job, pool: Pool, search: Search, site: Site, batch: list[Config]) 
         _event(job, pool, "trial", row)
 
 
+def _by_model(built: dict[int, Tried]) -> list[int]:
+    """Candidates in the order of measuring: best modelled first, so that a budget ends well."""
+    def time_of(i: int) -> float:
+        us = built[i].modelled_us
+        return math.inf if us is None else us
+
+    return sorted(built, key=lambda i: (time_of(i), i))
+
+
 def _row(job: Job, config: Config, tried: Tried, failed_build: bool) -> Record:
     ok = tried.status == "ok"
     evidence = "L0 described" if failed_build else _EVIDENCE.get(tried.status, "L2 native object")
@@ -154,7 +162,7 @@ def _row(job: Job, config: Config, tried: Tried, failed_build: bool) -> Record:
     return Record(
         key=job.key, config=dict(config), status=tried.status,  # type: ignore[arg-type]
         role="candidate", evidence=min(evidence, job.target.evidence()),
-        kind="measured" if executes(job.target) else "modelled",
+        kind="measured" if job.target.computes else "modelled",
         provenance=provenance(job.target, job.seed, job.command), us=us, default_us=default_us,
         speedup=default_us / us if us and default_us else None,
         samples=_rounded(tried.samples), default_samples=_rounded(tried.baseline),
@@ -190,7 +198,7 @@ def _conclude(job: Job, pool: Pool, verdict: Verdict) -> Outcome:
     record = Record(
         key=job.key, config=dict(verdict.config), status=verdict.status, role="winner",
         evidence=min("L4 timed", job.target.evidence()),
-        kind="measured" if executes(job.target) else "modelled",
+        kind="measured" if job.target.computes else "modelled",
         provenance=provenance(job.target, job.seed, job.command, job.budget, len(job.rows),
                               len(pool)),
         decision=verdict.decision, us=us if tuned else default_us, default_us=default_us,

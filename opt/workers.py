@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from . import jobs
 from .budget import Guard
 from .session import Site
 
-BUILDERS = 2
+CPU_BUILDERS, MOST_BUILDERS = 2, 8   # TVM's own threads share the cores; Triton compiles on one
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,21 @@ class Tried:
     error: str = ""
     samples: tuple[float, ...] = ()
     baseline: tuple[float, ...] = ()     # the baseline's samples of the same rounds
+    modelled_us: float | None = None     # of a build, where the target has a model
 
 
 class Workers:
     """Compiles in parallel, then measures alone: nothing else runs while a candidate is timed."""
 
-    def __init__(self, guard: Guard):
+    def __init__(self, guard: Guard, torch_device: str = "cpu"):
         self._guard = guard
-        self._builders = [Child(guard.memory_gb("build")) for _ in range(BUILDERS)]
-        self._bench = Child(guard.memory_gb("run"))
+        on_cpu = torch_device == "cpu"
+        count = CPU_BUILDERS if on_cpu else min(MOST_BUILDERS, max(2, (os.cpu_count() or 2) // 2))
+        self.batch = 2 * count       # candidates worth compiling together
+        self._builders = [Child(guard.memory_gb("build")) for _ in range(count)]
+        self._bench = Child(guard.memory_gb("run", torch_device))
         # A child dies with the thread that started it, so these threads live as long as we do.
-        self._threads = ThreadPoolExecutor(BUILDERS + 1)
+        self._threads = ThreadPoolExecutor(count + 1)
         self._prepared: Site | None = None
 
     def __enter__(self) -> Workers:
@@ -51,7 +56,8 @@ class Workers:
 
     def build(self, site: Site, configs: Sequence[Config]) -> list[Tried]:
         """Compile configs; the i-th answer is the i-th config's."""
-        lanes = [list(range(i, len(configs), BUILDERS)) for i in range(BUILDERS)]
+        count = len(self._builders)
+        lanes = [list(range(i, len(configs), count)) for i in range(count)]
         built: dict[int, Tried] = {}
 
         def work(child: Child, lane: list[int]) -> None:
@@ -129,4 +135,5 @@ class Workers:
                                                         or "allocate memory" in text)
             return Tried("oom" if killed or no_memory else crash_status, text)
         return Tried(answer.get("status", "ok"), answer.get("error", ""),
-                     tuple(answer.get("samples", ())), tuple(answer.get("baseline", ())))
+                     tuple(answer.get("samples", ())), tuple(answer.get("baseline", ())),
+                     answer.get("modelled_us"))

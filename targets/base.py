@@ -18,7 +18,8 @@ Evidence = Literal["L0 described", "L1 lowered", "L2 native object", "L3 execute
 class BuildError(Exception):
     """A config could not be compiled. `status` is how a record names the reason."""
 
-    def __init__(self, message: str, status: Literal["build_error", "timeout", "oom"]):
+    def __init__(self, message: str,
+                 status: Literal["build_error", "illegal", "timeout", "oom"]):
         super().__init__(message)
         self.status = status
 
@@ -55,6 +56,19 @@ class Verdict:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What compiling a config for a device shows without running it; plain JSON throughout."""
+
+    legal: bool
+    reason: str                      # why not, with the numbers; "" when legal
+    evidence: Evidence               # of this examination: nothing ran
+    warnings: tuple[str, ...] = ()   # legal, but slower than the config promises
+    spill_bytes: int = 0             # of a thread, in the worst kernel
+    modelled_us: float | None = None # for ordering only: never shown as a measured time
+    kernels: tuple[Mapping[str, Any], ...] = ()  # of each launch: grid, registers, opcode hash ...
+
+
 class Artifact(Protocol):
     """A compiled program: its functions by name."""
 
@@ -65,7 +79,6 @@ class Lowering(Protocol):
     """The module ops/<op>/<lang>.py."""
 
     def space(self, target: Target, shape: Shape) -> Space: ...
-    def lower(self, target: Target, static: Shape, config: Config) -> Any: ...
     def build(self, target: Target, shape: Shape, config: Config) -> Kernel: ...
 
 
@@ -84,16 +97,18 @@ class Target(Protocol):
     def torch_device(self) -> str: ...           # where tensors must live: "cpu", "cuda"
     @property
     def aliases(self) -> tuple[str, ...]: ...    # marketing names that mean this device
+    @property
+    def computes(self) -> bool: ...              # its kernels write results, so they must be right
 
     def toolchain(self) -> dict[str, str]: ...   # versions that change the code: part of the key
     def available(self) -> str | None: ...       # None, or why kernels cannot be built and run here
     def evidence(self) -> Evidence: ...          # the highest level reachable on this machine
     def limits(self) -> Mapping[str, Figure]: ...
     def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict: ...
-    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact: ...
+    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined: ...
     def space(self, op: Operator, shape: Shape) -> Space: ...
     def build_kernel(self, op: Operator, shape: Shape, config: Config) -> Kernel: ...
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None: ...  # in a child
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined: ... # in a child
     def recipe(self) -> Recipe: ...
     def time_us(self, fn: Callable[[], object], inner: int) -> float: ...  # one sample, per call
 
@@ -113,9 +128,36 @@ class FromLowering:
 
 
 class VectorTarget(Target, Protocol):
-    """A CPU-like target: what tile sizes and split counts are chosen from."""
+    """A CPU-like target: its lowerings compile ahead, and choose tiles from lanes and threads."""
 
     @property
     def lanes(self) -> int: ...                  # float32 lanes of a vector register
     @property
     def threads(self) -> int: ...
+
+    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact: ...
+
+
+Fp8 = Literal["native", "fnuz", "bits"]
+
+
+class GridTarget(Target, Protocol):
+    """A GPU-like target: its lowerings launch kernels over a grid of programs.
+
+    A lowering says `target.launch(kernel, grid, *args, num_warps=..., CONSTEXPR=...)`; whether that
+    runs, is interpreted, or is only compiled and recorded is the target's affair. So a lowering's
+    Python part must work on meta tensors: it never reads a tensor's data.
+    """
+
+    @property
+    def fp8(self) -> Fp8: ...                    # e4m3fn in hardware, as fnuz, or as integer bits
+    @property
+    def warp_size(self) -> int: ...              # threads of a warp or wavefront
+    @property
+    def cores(self) -> int: ...                  # multiprocessors or compute units
+    @property
+    def shared_bytes(self) -> int: ...           # shared memory that one program may have
+    @property
+    def has_tma(self) -> bool: ...               # tensor descriptors are hardware
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None: ...

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import IO, Any
@@ -41,10 +42,18 @@ class ChildTimeout(Exception):
 
 
 class Child:
-    """One child, started on first use and again after a crash. Safe to share between threads."""
+    """One child, started on first use and again after a crash. Safe to share between threads.
 
-    def __init__(self, memory_gb: float = 16.0):
-        self._memory_gb = memory_gb
+    Args:
+        memory_gb: limit of its address space; 0 sets none.
+        python: the interpreter it runs in, by default ours.
+        env: environment variables besides ours.
+    """
+
+    def __init__(self, memory_gb: float = 16.0, python: str = sys.executable,
+                 env: Mapping[str, str] | None = None):
+        self._memory_gb, self._python = memory_gb, python
+        self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._lock = threading.Lock()
@@ -82,7 +91,7 @@ class Child:
             self._kill()
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, str(self._memory_gb)],
+                [self._python, "-m", __spec__.name, str(self._memory_gb)], env=self._env,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr)
         return self._process
 
@@ -125,8 +134,9 @@ def _serve(memory_gb: float) -> None:
     """The child's main loop: read a job, run it, answer."""
     if sys.platform == "linux":      # die with the parent even when busy
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    limit = int(memory_gb * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if memory_gb:
+        limit = int(memory_gb * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)                    # what a compiler prints must not look like an answer

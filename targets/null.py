@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ops.space import Config, Space
 from ..ops.spec import Kernel, Operator, Shape
-from .base import Artifact, Evidence, Figure, Recipe, Verdict
+from .base import Evidence, Examined, Figure, Recipe, Verdict
 
 
 @dataclass
@@ -42,6 +42,7 @@ class NullTarget:
     device: str = "null"
     torch_device: str = "cpu"
     aliases: tuple[str, ...] = ()
+    computes: bool = False
     _clock: Clock = field(default_factory=Clock, compare=False, repr=False)
     _random: random.Random = field(default_factory=random.Random, compare=False, repr=False)
 
@@ -69,9 +70,10 @@ class NullTarget:
         why = self.space(op, shape).why_not(config)
         return Verdict(why is None, why or "")
 
-    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact:
-        """There is no code."""
-        return {}
+    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """Nothing compiles, so there is nothing to see but the space's verdict."""
+        verdict = self.legal(op, shape, config)
+        return Examined(verdict.legal, verdict.reason, "L0 described")
 
     def space(self, op: Operator, shape: Shape) -> Space:
         """48 points, 44 of them valid."""
@@ -87,8 +89,9 @@ class NullTarget:
 
         return run
 
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None:
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """Nothing compiles."""
+        return self.examine(op, shape, config)
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""

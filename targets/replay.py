@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ops.space import Config, Space, config_text
 from ..ops.spec import Kernel, Operator, Shape
-from .base import Artifact, BuildError, Evidence, Figure, Recipe, RunFailed, Verdict
+from .base import BuildError, Evidence, Examined, Figure, Recipe, RunFailed, Verdict
 from .null import Clock
 
 FORMAT = "expertile-landscape-1"
@@ -42,6 +42,7 @@ class ReplayTarget:
     lang: str = "replay"
     torch_device: str = "cpu"
     aliases: tuple[str, ...] = ()
+    computes: bool = False
     _clock: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @cached_property
@@ -75,9 +76,10 @@ class ReplayTarget:
         why = self.space(op, shape).why_not(config)
         return Verdict(why is None, why or "")
 
-    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact:
-        """There is no code."""
-        return {}
+    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """Nothing compiles, so there is nothing to see but the space's verdict."""
+        verdict = self.legal(op, shape, config)
+        return Examined(verdict.legal, verdict.reason, "L0 described")
 
     def space(self, op: Operator, shape: Shape) -> Space:
         """The configs that were tried, failed ones included."""
@@ -96,9 +98,10 @@ class ReplayTarget:
 
         return run
 
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None:
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """Nothing compiles, but what once failed to build fails again."""
         self.build_kernel(op, shape, config)
+        return self.examine(op, shape, config)
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""

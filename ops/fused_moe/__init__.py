@@ -12,6 +12,7 @@ from ..gemm_nt.operand import (
     FP8,
     PLAIN,
     RTOL,
+    blank_operand,
     check_block,
     check_operand,
     plain64,
@@ -19,7 +20,7 @@ from ..gemm_nt.operand import (
     weight_bytes,
 )
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name, poison
+from ..numerics import as_dtype, blank, dtype_name, poison
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 # With use_fp8_w8a8 the SwiGLU output is cast to FP8. A float32 result one ulp off the float64 one
@@ -129,6 +130,17 @@ def _args(shape: Shape, hidden: Tensor, weights: tuple[Tensor, Tensor, Tensor | 
             int(shape["block_k"]), bool(shape["w8a8"]))
 
 
+def signature(shape: Shape) -> Args:
+    """Operands without data."""
+    tokens, k, e, inter, top_k = (int(shape[a]) for a in (
+        "tokens", "hidden", "e", "inter", "top_k"))
+    dtype, blocks = str(shape["w_dtype"]), (1, int(shape["block_n"]), int(shape["block_k"]))
+    w1, w1_scale = blank_operand((e, 2 * inter, k), dtype, blocks)
+    w2, w2_scale = blank_operand((e, k, inter), dtype, blocks)
+    return _args(shape, blank(str(shape["dtype"]), tokens, k), (w1, w2, w1_scale, w2_scale),
+                 blank("float32", tokens, top_k), blank("int32", tokens, top_k))
+
+
 def inputs(shape: Shape, seed: int) -> Args:
     """Normal activations and weights, experts drawn evenly."""
     tokens = int(shape["tokens"])
@@ -211,7 +223,8 @@ OP = Operator(
     name="fused_moe",
     static=("e", "inter", "hidden", "top_k", "w_dtype", "dtype", "block_n", "block_k", "w8a8"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes, regime=regime, redraw=redraw, rtol=RTOL,
     odd_shapes=(_odd(7, 200, 72, "float32", "float32", 128),
                 _odd(40, 200, 77, "bfloat16", "bfloat16", 128),

@@ -13,6 +13,7 @@ from ..spec import Args, Operator, Outputs, Shape, Work
 from .operand import (
     RTOL,
     activation_dtypes,
+    blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
@@ -63,6 +64,14 @@ def _weights(shape: Shape, seed: int) -> tuple[Tensor, Tensor | None]:
 def _rows(shape: Shape, tokens: int, seed: int, std: float = 1.0) -> tuple[Tensor, Tensor | None]:
     return random_operand((tokens, int(shape["k"])), str(shape["a_dtype"]),
                           (1, int(shape["block_k"])), seed, std)
+
+
+def signature(shape: Shape) -> Args:
+    """Operands without data."""
+    n, k, block_n, block_k = (int(shape[a]) for a in ("n", "k", "block_n", "block_k"))
+    rows = blank_operand((int(shape["tokens"]), k), str(shape["a_dtype"]), (1, block_k))
+    weights = blank_operand((n, k), str(shape["w_dtype"]), (block_n, block_k))
+    return _args(*rows, *weights, shape)
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -136,7 +145,8 @@ OP = Operator(
     name="gemm_nt",
     static=("n", "k", "a_dtype", "w_dtype", "out_dtype", "block_n", "block_k"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes, regime=regime, rtol=RTOL,
     odd_shapes=(_odd(7, 77, 200, "float32", "float32", "float32", 128),
                 _odd(40, 77, 520, "bfloat16", "bfloat16", "float32", 128),

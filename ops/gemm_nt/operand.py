@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..models import ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 
 FP8 = torch.float8_e4m3fn
 PLAIN = (torch.float32, torch.bfloat16)
@@ -74,6 +74,13 @@ def random_operand(shape: tuple[int, ...], dtype: str, blocks: tuple[int, ...], 
     q = _repeat((base * 100.0).clamp(-448.0, 448.0).to(FP8).view(torch.uint8), shape).view(FP8)
     scales = tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
     return q, (torch.rand(scales, generator=g) + 0.5) * (std / 100.0)
+
+
+def blank_operand(shape: tuple[int, ...], dtype: str, blocks: tuple[int, ...]
+                  ) -> tuple[Tensor, Tensor | None]:
+    """What `random_operand` returns, without data."""
+    scales = tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
+    return blank(dtype, *shape), blank("float32", *scales) if as_dtype(dtype) == FP8 else None
 
 
 def weight_bytes(n: int, k: int, dtype: str, block: tuple[int, int]) -> int:

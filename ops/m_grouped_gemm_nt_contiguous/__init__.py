@@ -10,6 +10,7 @@ from torch import Tensor
 from ..gemm_nt.operand import (
     RTOL,
     activation_dtypes,
+    blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
@@ -18,7 +19,7 @@ from ..gemm_nt.operand import (
     weight_bytes,
 )
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name, poison
+from ..numerics import as_dtype, blank, dtype_name, poison
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -80,6 +81,15 @@ def _args(shape: Shape, b: Tensor, b_scale: Tensor | None, indices: Tensor, seed
 def _balanced(tokens: int, experts: int, seed: int) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.randint(experts, (tokens,), generator=g).sort().values
+
+
+def signature(shape: Shape) -> Args:
+    """Operands without data."""
+    e, n, k, m = (int(shape[a]) for a in ("e", "n", "k", "tokens"))
+    block_n, block_k = int(shape["block_n"]), int(shape["block_k"])
+    return (*blank_operand((m, k), str(shape["a_dtype"]), (1, block_k)),
+            *blank_operand((e, n, k), str(shape["w_dtype"]), (1, block_n, block_k)),
+            blank("int32", m), block_n, block_k, as_dtype(str(shape["out_dtype"])))
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -157,7 +167,8 @@ OP = Operator(
     name="m_grouped_gemm_nt_contiguous",
     static=("e", "n", "k", "a_dtype", "w_dtype", "out_dtype", "block_n", "block_k"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes, regime=regime, redraw=redraw, rtol=RTOL,
     odd_shapes=(odd(30, 77, 200, "float32", "float32", "float32", 128),
                 odd(30, 72, 200, "bfloat16", "bfloat16", "bfloat16", 128),

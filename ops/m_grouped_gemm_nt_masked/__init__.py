@@ -10,6 +10,7 @@ from torch import Tensor
 from ..gemm_nt.operand import (
     RTOL,
     activation_dtypes,
+    blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
@@ -19,7 +20,7 @@ from ..gemm_nt.operand import (
 )
 from ..m_grouped_gemm_nt_contiguous import expert_gemms
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name, poison
+from ..numerics import as_dtype, blank, dtype_name, poison
 from ..spec import Args, Operator, Outputs, Shape, Value, Work
 
 
@@ -88,6 +89,16 @@ def _counts(shape: Shape, seed: int) -> Tensor:
     expected = int(shape["expected_m"])
     drawn = torch.randint(2 * expected + 1, (int(shape["e"]),), generator=g)
     return drawn.clamp(max=int(shape["m_max"]))
+
+
+def signature(shape: Shape) -> Args:
+    """Operands without data."""
+    e, n, k, m = (int(shape[a]) for a in ("e", "n", "k", "m_max"))
+    block_n, block_k = int(shape["block_n"]), int(shape["block_k"])
+    return (*blank_operand((e, m, k), str(shape["a_dtype"]), (1, 1, block_k)),
+            *blank_operand((e, n, k), str(shape["w_dtype"]), (1, block_n, block_k)),
+            blank("int32", e), int(shape["expected_m"]), block_n, block_k,
+            as_dtype(str(shape["out_dtype"])))
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -161,7 +172,8 @@ OP = Operator(
     name="m_grouped_gemm_nt_masked",
     static=("e", "n", "k", "a_dtype", "w_dtype", "out_dtype", "block_n", "block_k"),
     dynamic=("m_max", "expected_m"),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes, regime=regime, rtol=RTOL,
     odd_shapes=(_odd(7, 77, 200, "float32", "float32", "float32", 128),
                 _odd(3, 72, 200, "bfloat16", "bfloat16", "bfloat16", 128),

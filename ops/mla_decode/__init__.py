@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fp8 import E4M3_MAX
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name, poison
+from ..numerics import as_dtype, blank, dtype_name, poison
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 FP8_GROUP = 128                      # latent features that share a scale in FlashMLA's fp8 cache
@@ -154,6 +154,18 @@ def _of_lengths(shape: Shape, lengths: Sequence[int], seed: int) -> Args:
     return _call(shape, [_latents(n, d, g) for n in lengths], g)
 
 
+def signature(shape: Shape) -> Args:
+    """A call without data, on as many pages as its sequences need."""
+    batch, s_q, heads, dv, rope, page = (int(shape[a]) for a in (
+        "batch", "s_q", "heads", "head_dim_v", "rope", "page"))
+    fp8, table = shape["kv_dtype"] == "fp8", -(-int(shape["ctx"]) // page)
+    width = fp8_row_bytes(dv, rope) if fp8 else dv + rope
+    return (blank(str(shape["dtype"]), batch, s_q, heads, dv + rope),
+            blank("uint8" if fp8 else str(shape["kv_dtype"]), batch * table, page, 1, width),
+            blank("int32", batch, table), blank("int32", batch), dv, (dv + rope)**-0.5,
+            bool(shape["causal"]))
+
+
 def inputs(shape: Shape, seed: int) -> Args:
     """Sequences that end within the last page of ctx."""
     ctx, page = int(shape["ctx"]), int(shape["page"])
@@ -216,7 +228,8 @@ OP = Operator(
     name="mla_decode",
     static=("heads", "head_dim_v", "rope", "page", "s_q", "dtype", "kv_dtype", "causal"),
     dynamic=("batch", "ctx"),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float32": 2e-5, "bfloat16": 1e-2},
     odd_shapes=(_odd(4, 128, 32, 16, 1, "float32", "float32"),       # the tiny preset

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..fp8 import AMAX_FLOOR, group_cast
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 GROUP = 128                          # latent columns per scale in FlashMLA's FP8 layout
@@ -126,6 +126,16 @@ def _draw(shape: Shape, g: torch.Generator, tokens: int, page: int = 16) -> list
             torch.randperm(pages * page, generator=g)[:tokens], 1e-6]
 
 
+def signature(shape: Shape) -> Args:
+    """A call without data, on pages of 64 tokens."""
+    tokens, dv, rope = (int(shape[a]) for a in ("tokens", "kv_lora", "rope"))
+    cache, pages = str(shape["cache"]), max(1, -(-tokens * 4 // 3 // 64))
+    return (blank(str(shape["dtype"]), tokens, dv + rope), blank("float32", dv),
+            blank("float32", max(97, tokens), rope), blank("int64", tokens),
+            blank(cache, pages, 64, 1, row_width(dv, rope, as_dtype(cache))),
+            blank("int64", tokens), 1e-6)
+
+
 def inputs(shape: Shape, seed: int) -> Args:
     """New tokens of several requests, scattered over the pages."""
     return tuple(_draw(shape, torch.Generator().manual_seed(seed), int(shape["tokens"]), 64))
@@ -180,7 +190,8 @@ OP = Operator(
     name="mla_kv_append",
     static=("kv_lora", "rope", "dtype", "cache"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     # an ulp of a row's largest value for lowerings without float64; tests hold the CPU to 0
     rtol={"float32": 2.0**-22, "bfloat16": 2.0**-7, "float16": 2.0**-10},

@@ -16,15 +16,15 @@ from ..spec import Kernel, Outputs, Shape
 from . import GROUP, OP
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width, tokens per parallel task, tokens below which one thread runs."""
     return Space({"lanes": (16, 8, 32), "rows": (4, 1, 16, 64), "serial": (16, 0, 64)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(kv_a, norm_weight, cos_sin, positions, slots, eps, cache, scales, keys).
 
     The last three are the same memory: an FP8 cache as bytes, float32 and bfloat16.
@@ -154,7 +154,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Slots are flat: pages of a contiguous cache follow one another."""
     main = target.compile("mla_kv_append", OP.static_of(shape), config)["main"]
     no_table = torch.zeros(1, 1)     # TVM takes no tensor of width 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -86,6 +86,16 @@ def _call(shape: Shape, lq: Sequence[int], lk: Sequence[int], seed: int) -> Args
     return (q.to(dtype), k.to(dtype), v.to(dtype), *cu, d_qk**-0.5, bool(shape["causal"]))
 
 
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    tokens, ctx, heads, d_qk, d_v, batch = (int(shape[a]) for a in (
+        "tokens", "ctx", "heads", "d_qk", "d_v", "batch"))
+    dtype = str(shape["dtype"])
+    return (blank(dtype, tokens, heads, d_qk), blank(dtype, ctx, heads, d_qk),
+            blank(dtype, ctx, heads, d_v), blank("int32", batch + 1), blank("int32", batch + 1),
+            d_qk**-0.5, bool(shape["causal"]))
+
+
 def inputs(shape: Shape, seed: int) -> Args:
     """Sequences that share the tokens and the context about equally."""
     batch = int(shape["batch"])
@@ -147,7 +157,8 @@ OP = Operator(
     name="mla_prefill",
     static=("heads", "d_qk", "d_v", "dtype", "causal"),
     dynamic=("tokens", "ctx", "batch"),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float32": 2e-5, "bfloat16": 1e-2},
     odd_shapes=(_odd(4, 96, 64, "float32", True),                    # the tiny preset

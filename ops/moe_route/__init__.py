@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 NORM_FLOOR = 1e-20
@@ -141,6 +141,13 @@ def _logits(shape: Shape, g: torch.Generator, bias: Tensor | None) -> Tensor:
     return x
 
 
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    e = int(shape["experts"])
+    return _call(blank(str(shape["dtype"]), int(shape["tokens"]), e), shape,
+                 blank("float32", e) if shape["has_bias"] else None)
+
+
 def inputs(shape: Shape, seed: int) -> Args:
     """Logits of a trained gate, and a bias of the size that balancing leaves."""
     g = torch.Generator().manual_seed(seed)
@@ -200,7 +207,8 @@ OP = Operator(
     static=("experts", "top_k", "scoring", "n_group", "topk_group", "group_score", "norm",
             "has_bias", "dtype"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float32": 1e-6},          # ids are compared bit for bit
     odd_shapes=(_shape(5, 64, 6, "softmax", 1, 1, "max", False, False),

@@ -16,18 +16,18 @@ from ..spec import Kernel, Outputs, Shape
 from . import NORM_FLOOR, OP, mask_value
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 _TAKEN = -(1 << 31)                  # below the key of -inf: a selected expert never comes back
 _NO_INDEX = (1 << 31) - 1
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width, tokens per parallel task, tokens below which one thread runs."""
     return Space({"lanes": (8, 16, 32), "rows": (4, 1, 16, 64), "serial": (8, 0, 32)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(logits [M, E], bias [E], factor, weights [M, k], ids [M, k])."""
     e, k, dtype = int(static["experts"]), int(static["top_k"]), str(static["dtype"])
     n_group, topk_group = int(static["n_group"]), int(static["topk_group"])
@@ -210,7 +210,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """An absent bias is passed as zeros that nobody reads."""
     main = target.compile("moe_route", OP.static_of(shape), config)["main"]
     absent = torch.zeros(int(shape["experts"]))

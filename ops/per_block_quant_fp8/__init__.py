@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fp8 import AMAX_FLOOR, E4M3_MAX, check_cast, group_cast, scale_count
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -45,6 +45,11 @@ def reference(w: Tensor, block_n: int, block_k: int, use_ue8m0: bool, *, out: Ou
 
 def _call(w: Tensor, shape: Shape) -> Args:
     return w, int(shape["block_n"]), int(shape["block_k"]), bool(shape["ue8m0"])
+
+
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    return _call(blank(str(shape["dtype"]), int(shape["n"]), int(shape["k"])), shape)
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -100,7 +105,8 @@ OP = Operator(
     name="per_block_quant_fp8",
     static=("k", "block_n", "block_k", "dtype", "ue8m0"),
     dynamic=("n",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float8_e4m3fn": 0.0, "float32": 0.0},
     odd_shapes=(_odd(130, 200, 128, 128, "bfloat16", False),

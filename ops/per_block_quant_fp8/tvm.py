@@ -15,17 +15,17 @@ from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 _STATIC = ("k", "block_n", "block_k", "dtype", "ue8m0")
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width inside a block's row, and neighbouring blocks per parallel task."""
     return Space({"lanes": (32, 16, 8, 64), "blocks": (4, 1, 2, 8, 16)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(w [N, K], q [N, K] uint8, s [NB, KB]); rows of w may be strided."""
     k, bn, bk = int(static["k"]), int(static["block_n"]), int(static["block_k"])
     dtype, ue8m0 = str(static["dtype"]), bool(static["ue8m0"])
@@ -92,7 +92,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Rows of w must be dense; anything else is copied first."""
     static = {axis: shape[axis] for axis in _STATIC}
     main = target.compile("per_block_quant_fp8", static, config)["main"] if shape["k"] else None

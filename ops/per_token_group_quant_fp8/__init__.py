@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fp8 import E4M3_MAX, check_cast, empty_scales, group_cast, scale_count
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -46,6 +46,11 @@ def reference(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
 def _call(x: Tensor, shape: Shape, eps: float = 1e-10, column_major: bool = False,
           aligned: bool = False) -> Args:
     return x, int(shape["group_size"]), eps, column_major, aligned, bool(shape["ue8m0"])
+
+
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    return _call(blank(str(shape["dtype"]), int(shape["tokens"]), int(shape["k"])), shape)
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -114,7 +119,8 @@ OP = Operator(
     name="per_token_group_quant_fp8",
     static=("k", "group_size", "dtype", "ue8m0"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float8_e4m3fn": 0.0, "float32": 0.0},
     odd_shapes=(_odd(7, 200, 128, "bfloat16", False), _odd(5, 384, 128, "float32", True),

@@ -14,15 +14,15 @@ from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width inside a group, rows per parallel task, elements below which one thread runs."""
     return Space({"lanes": (16, 32, 8, 64), "rows": (4, 1, 16, 64), "serial": (16384, 0, 65536)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(x [M, K], eps, q [M, K] uint8, s [M, G]); rows of x and all of s may be strided."""
     k, group, dtype = int(static["k"]), int(static["group_size"]), str(static["dtype"])
     lanes, rows, ue8m0 = int(config["lanes"]), int(config["rows"]), bool(static["ue8m0"])
@@ -96,7 +96,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Flatten leading axes; only scales that cannot be flattened go through a scratch."""
     k, static = int(shape["k"]), {a: shape[a] for a in ("k", "group_size", "dtype", "ue8m0")}
     main = target.compile("per_token_group_quant_fp8", static, config)["main"] if k else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -38,6 +38,11 @@ def activation(x: Tensor) -> Tensor:
 def reference(x: Tensor, *, out: Outputs) -> None:
     """In float64, rounded once. A kernel works in float32."""
     out[0].copy_(activation(x))
+
+
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    return (blank(str(shape["dtype"]), int(shape["tokens"]), 2 * int(shape["h"])),)
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -85,7 +90,8 @@ OP = Operator(
     name="silu_mul",
     static=("h", "dtype"),
     dynamic=("tokens",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     # exp within 1 ulp and five float32 roundings; one unit in the last place in the others
     rtol={"float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10},

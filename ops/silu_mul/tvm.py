@@ -13,15 +13,15 @@ from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width, rows per parallel task, elements below which one thread runs."""
     return Space({"lanes": (32, 16, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(x [M, 2H], y [M, H]); rows of x may be strided."""
     h, dtype = int(static["h"]), str(static["dtype"])
     lanes, rows = int(config["lanes"]), int(config["rows"])
@@ -70,7 +70,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Flatten leading axes."""
     h, static = int(shape["h"]), {axis: shape[axis] for axis in ("h", "dtype")}
     main = target.compile("silu_mul", static, config)["main"] if h else None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fp8 import scale_count
 from ..models import Load, ModelDims
-from ..numerics import as_dtype, dtype_name
+from ..numerics import as_dtype, blank, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 _OUT = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +51,13 @@ def _scales(shape: Shape, g: torch.Generator) -> Tensor:
     block = int(shape["block_size"])
     size = scale_count(int(shape["n"]), block), scale_count(int(shape["k"]), block)
     return torch.rand(size, generator=g) * 1e-3 + 1e-5
+
+
+def signature(shape: Shape) -> Args:
+    """A call without data."""
+    n, k, block = int(shape["n"]), int(shape["k"]), int(shape["block_size"])
+    scales = blank("float32", scale_count(n, block), scale_count(k, block))
+    return _call(blank("float8_e4m3fn", n, k), scales, shape)
 
 
 def inputs(shape: Shape, seed: int) -> Args:
@@ -102,7 +109,8 @@ OP = Operator(
     name="weight_dequant",
     static=("k", "block_size", "dtype"),
     dynamic=("n",),
-    shape_of=shape_of, empty=empty, reference=reference, inputs=inputs, cases=cases, work=work,
+    shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
+    cases=cases, work=work,
     shapes=shapes,
     rtol={"float32": 0.0, "bfloat16": 0.0, "float16": 0.0},
     odd_shapes=(_odd(130, 200, 128, "float32"), _odd(70, 384, 128, "bfloat16"),

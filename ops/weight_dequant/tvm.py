@@ -14,17 +14,17 @@ from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
 if TYPE_CHECKING:
-    from ...targets.base import Target
+    from ...targets.base import VectorTarget
 
 _STATIC = ("k", "block_size", "dtype")
 
 
-def space(target: Target, shape: Shape) -> Space:
+def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width, rows per parallel task, elements below which one thread runs."""
     return Space({"lanes": (32, 16, 8, 64), "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
 
 
-def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(q [N, K] uint8, s [NB, KB], w [N, K]); rows of q may be strided."""
     k, block, dtype = int(static["k"]), int(static["block_size"]), str(static["dtype"])
     lanes, rows = int(config["lanes"]), int(config["rows"])
@@ -74,7 +74,7 @@ def lower(target: Target, static: Shape, config: Config) -> dict[str, Any]:
     return {"main": main}
 
 
-def build(target: Target, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Scales become float32, rows of q dense."""
     static = {axis: shape[axis] for axis in _STATIC}
     main = target.compile("weight_dequant", static, config)["main"] if shape["k"] else None

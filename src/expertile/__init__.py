@@ -13,6 +13,7 @@ from .casts import (
     per_token_group_quant_fp8,
     silu_mul,
     silu_mul_quant_fp8,
+    silu_mul_quant_fp8_masked,
     weight_dequant,
 )
 from .gemm import (
@@ -30,5 +31,5 @@ __all__ = [
     "Runtime", "fp8_gemm_nt", "fused_moe", "gemm_nt", "m_grouped_gemm_nt_contiguous",
     "m_grouped_gemm_nt_masked", "mla_decode", "mla_kv_append", "mla_prefill", "moe_route",
     "per_block_quant_fp8", "per_token_group_quant_fp8", "silu_mul", "silu_mul_quant_fp8",
-    "use_runtime", "weight_dequant",
+    "silu_mul_quant_fp8_masked", "use_runtime", "weight_dequant",
 ]

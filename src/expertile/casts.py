@@ -11,6 +11,8 @@ _CAST = ("int group_size, float eps, bool column_major_scales, bool tma_aligned_
          "bool use_ue8m0) -> (Tensor, Tensor)")
 _per_token_group_quant = custom_op("per_token_group_quant_fp8", f"(Tensor x, {_CAST}")
 _silu_mul_quant = custom_op("silu_mul_quant_fp8", f"(Tensor x, {_CAST}")
+_silu_mul_quant_masked = custom_op("silu_mul_quant_fp8_masked",
+                                   f"(Tensor x, Tensor masked_m, {_CAST}")
 _per_block_quant = custom_op(
     "per_block_quant_fp8",
     "(Tensor w, int block_n, int block_k, bool use_ue8m0) -> (Tensor, Tensor)")
@@ -82,6 +84,21 @@ def silu_mul_quant_fp8(
     Args as there, with x [M, 2H]. Returns q [M, H] and s [M, ceil(H / group_size)].
     """
     q, s = _silu_mul_quant(x, group_size, eps, column_major_scales, tma_aligned_scales, use_ue8m0)
+    return q, s
+
+
+def silu_mul_quant_fp8_masked(
+        x: Tensor, masked_m: Tensor, group_size: int = 128, eps: float = 1e-10,
+        column_major_scales: bool = False, tma_aligned_scales: bool = False,
+        use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """`silu_mul_quant_fp8` of the first masked_m[e] rows of each expert e, between masked GEMMs.
+
+    Args as there, with x [E, Mmax, 2H] and masked_m [E] int32, which stays on its device; counts
+    out of range are clamped. Returns q [E, Mmax, H] and s [E, Mmax, ceil(H / group_size)], zero
+    past the counts.
+    """
+    q, s = _silu_mul_quant_masked(x, masked_m, group_size, eps, column_major_scales,
+                                  tma_aligned_scales, use_ue8m0)
     return q, s
 
 

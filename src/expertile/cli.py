@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import db, demo, doctor, explain, run, tune
+from .commands import bench, check, db, demo, doctor, explain, run, tune
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,7 +33,9 @@ def root(
 
 app.command("doctor")(doctor.doctor)
 app.command("tune")(tune.tune)
+app.command("check")(check.check)
 app.command("explain")(explain.explain)
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.add_typer(db.app, name="db")
+app.add_typer(bench.app, name="bench")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .tuning_db.lookup import Snapshot
 
 log = logging.getLogger("expertile")
-_FAMILY = {"cpu": "cpu", "cuda": "cuda", "npu": "ascend"}   # torch device type -> target family
+_DEVICES = ("cpu", "cuda", "npu", "musa", "mlu", "gcu", "txda")   # torch's names
 _MEMO_LIMIT = 65_536                 # distinct call shapes remembered before starting over
 
 AnsweredBy = Literal["tuned", "default kept", "default", "reference"]
+Choice = tuple[dict[str, Any], AnsweredBy, str, str]     # config, who says so, tier, why
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Bound:
     config: dict[str, Any]
     tier: str
     why: str
+    rest: Sequence[Choice] = ()      # what answers if this one's kernel does not compile after all
     calls: int = 0
 
 
@@ -53,8 +55,8 @@ class Runtime:
 
     def __init__(self, device: str = "cpu", db: str | Path | None = None,
                  threads: int | None = None):
-        if device not in _FAMILY:
-            raise ValueError(f"device must be one of {', '.join(_FAMILY)}, got {device!r}")
+        if device not in _DEVICES:
+            raise ValueError(f"device must be one of {', '.join(_DEVICES)}, got {device!r}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.device = device
@@ -67,8 +69,8 @@ class Runtime:
     @cached_property
     def target(self) -> Target | None:
         """The device's target, or None while there is none for it."""
-        family = _FAMILY[self.device]
-        if family not in targets.names():
+        family = targets.family_for(self.device)
+        if family is None:
             return None
         unit = {"unit": str(self._threads)} if self._threads and family == "cpu" else {}
         return targets.load(family, cache_dir=self._settings.cache_dir, **unit)
@@ -93,27 +95,45 @@ class Runtime:
         bound.calls += 1
         if out is None:
             out = op.empty(*args)
-        bound.kernel(*args, out=out)
+        try:
+            bound.kernel(*args, out=out)
+        except BuildError as e:      # a GPU's compiler runs at the first launch
+            bound = self._by_shape[key] = self._after(bound, e)
+            bound.kernel(*args, out=out)
         return out
 
     def bind(self, op: Operator, shape: Shape) -> Bound:
         """Decide what answers a shape: its record, else the default config, else the reference."""
         if why := self._unable(op):
             return self._reference(op, shape, why)
+        return self._first_built(op, shape, list(self._choices(op, shape)), "")
+
+    def _first_built(self, op: Operator, shape: Shape, choices: Sequence[Choice], failed: str
+                     ) -> Bound:
+        """A record's config, then the default one, then the truth."""
         assert self.target is not None
-        failed = ""
-        for config, by, tier, reason in self._choices(op, shape):
+        for place, (config, by, tier, reason) in enumerate(choices, 1):
             try:
                 kernel = self.target.build_kernel(op, shape, config)
-            except BuildError as e:      # a record's config, then the default one, then the truth
-                failed = f"its kernel could not be built ({e})"
-                log.warning("%s with %s: %s", op.name, config, failed)
+            except BuildError as e:
+                failed = self._say_unbuilt(op, config, e)
             else:
-                return Bound(op, shape, kernel, by, config, tier, reason)
+                return Bound(op, shape, kernel, by, config, tier, reason, choices[place:])
         return self._reference(op, shape, failed)
 
-    def _choices(self, op: Operator, shape: Shape
-                 ) -> Iterator[tuple[dict[str, Any], AnsweredBy, str, str]]:
+    def _after(self, bound: Bound, e: BuildError) -> Bound:
+        """The next choice, when a kernel turns out not to compile at its first launch."""
+        why = self._say_unbuilt(bound.op, bound.config, e)
+        following = self._first_built(bound.op, bound.shape, bound.rest, why)
+        following.calls = bound.calls
+        return following
+
+    def _say_unbuilt(self, op: Operator, config: dict[str, Any], e: BuildError) -> str:
+        why = f"its kernel could not be built ({e})"
+        log.warning("%s with %s: %s", op.name, config, why)
+        return why
+
+    def _choices(self, op: Operator, shape: Shape) -> Iterator[Choice]:
         """Configs in the order in which they may answer, each with who says so, tier and why."""
         assert self.target is not None
         answer = self.snapshot.answer(op, self.target, shape)

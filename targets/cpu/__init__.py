@@ -17,7 +17,7 @@ import torch
 
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
-from ..base import Artifact, Evidence, Figure, FromLowering, Recipe, Verdict
+from ..base import Artifact, Evidence, Examined, Figure, FromLowering, Recipe, Verdict
 from . import artifacts
 from . import limits as measured
 
@@ -55,6 +55,7 @@ class CpuTarget(FromLowering):
     lang: str = "tvm"
     torch_device: str = "cpu"
     aliases: tuple[str, ...] = ()
+    computes: bool = True
     isolate: bool = True             # compile in a child process; False: this is one already
 
     @property
@@ -106,9 +107,17 @@ class CpuTarget(FromLowering):
         """The compiled functions of a config: from the disk cache, else built in a child."""
         return artifacts.load_or_build(self, op_name, static, config)
 
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None:
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """Put a config's artifacts into the disk cache, compiling in this very process."""
-        replace(self, isolate=False).build_kernel(op, shape, config)
+        return replace(self, isolate=False).examine(op, shape, config)
+
+    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """Whether the config compiles; the compiler's failure is a BuildError."""
+        verdict = self.legal(op, shape, config)
+        if not verdict.legal:
+            return Examined(False, verdict.reason, "L0 described")
+        self.build_kernel(op, shape, config)
+        return Examined(True, "", "L2 native object")
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""

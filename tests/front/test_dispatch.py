@@ -65,3 +65,26 @@ def test_the_next_best_thing_answers(db: Path, monkeypatch: pytest.MonkeyPatch, 
     want = (torch.nn.functional.silu(gate) * up).float()
     assert by == case
     assert torch.allclose(out, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_that_fails_to_compile_at_its_first_launch_gives_way(
+        db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's compiler runs when a kernel is first launched, long after it was chosen."""
+    build = CpuTarget.build_kernel
+
+    def late(self: CpuTarget, op: Operator, shape: Shape, config: Config) -> Kernel:
+        if config == self.space(op, shape).default():
+            return build(self, op, shape, config)
+
+        def kernel(*args: object, out: object) -> None:
+            raise BuildError("out of shared memory", "illegal")
+
+        return kernel
+
+    monkeypatch.setattr(CpuTarget, "build_kernel", late)
+    runtime = et.Runtime("cpu", db=db)
+    with et.use_runtime(runtime):
+        first, second = et.silu_mul(X), et.silu_mul(X)
+    row, = runtime.report()
+    assert row["answered_by"] == "default" and row["calls"] == 2
+    assert torch.equal(first, second) and first.isfinite().all()

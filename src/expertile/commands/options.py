@@ -16,14 +16,16 @@ from ..ops.numerics import as_dtype
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
 
-Device = Annotated[str, typer.Option("--device", help="Target: cpu, or cpu:N for N threads.")]
+Device = Annotated[str, typer.Option(
+    "--device", help="cpu, cpu:N (threads), cuda, cuda:N, hip, or a device to compile for: an arch "
+                     "such as sm_90 or gfx942, a product such as h100.")]
 Preset = Annotated[str | None, typer.Option(
     "--preset", help="Shapes of a named model: tiny, v2-lite, v2, v3, kimi-k2, moonlight, "
                      "glm-lite.")]
 Model = Annotated[Path | None, typer.Option(
     "--model", help="Shapes of a model directory or config.json.")]
 Op = Annotated[list[str] | None, typer.Option(
-    "--op", help="Only this operator (repeatable); by default all.")]
+    "--op", help="Only these operators (repeatable, or a,b,c); by default all.")]
 Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel split.")]
 Ep = Annotated[int, typer.Option("--ep", help="Expert-parallel split.")]
 Tokens = Annotated[str | None, typer.Option("--tokens", help="Token counts, e.g. 1,16,256.")]
@@ -41,8 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def load_target(device: str) -> Target:
     """The target that --device names; what it compiles and measures stands in our cache."""
-    cached = device.partition(":")[0] == "cpu"
-    return targets.load(device, **({"cache_dir": settings.read().cache_dir} if cached else {}))
+    return targets.load(device, cache_dir=settings.read().cache_dir)
 
 
 def ladder(text: str | None, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -83,18 +84,29 @@ def _config_json(path: Path) -> dict[str, object]:
     return config
 
 
+def load_of(model: ModelDims, tokens: str | None, batch: str | None, ctx: str | None) -> Load:
+    """The ladder of sizes: the model's own, with what was given on the command line."""
+    base = TINY_LOAD if model.name == "tiny" else Load()
+    return Load(ladder(tokens, "tokens", base.tokens), ladder(batch, "batch", base.batch),
+                ladder(ctx, "ctx", base.ctx))
+
+
 def shapes_of(model: ModelDims, only: list[str] | None, tokens: str | None, batch: str | None,
               ctx: str | None) -> list[tuple[Operator, tuple[Shape, ...]]]:
     """Every wanted operator with the shapes that the model makes of it, duplicates removed."""
-    base = TINY_LOAD if model.name == "tiny" else Load()
-    load = Load(ladder(tokens, "tokens", base.tokens), ladder(batch, "batch", base.batch),
-                ladder(ctx, "ctx", base.ctx))
+    load = load_of(model, tokens, batch, ctx)
     found = []
-    for name in only or ops.names():
+    for name in wanted_ops(only):
         op = ops.load(name)
         unique = {json.dumps(dict(s), sort_keys=True): s for s in op.shapes(model, load)}
         found.append((op, tuple(unique.values())))
     return found
+
+
+def wanted_ops(only: list[str] | None) -> tuple[str, ...]:
+    """Operators by name: repeated, comma-separated, or "all"."""
+    named = [name for text in only or ["all"] for name in text.split(",")]
+    return ops.names() if "all" in named else tuple(dict.fromkeys(named))
 
 
 def shape_text(shape: Shape) -> str:

@@ -1,0 +1,80 @@
+"""Options that the verbs of `expertile bench` share, and how they become a suite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .. import settings
+from .options import load_of, model_dims, wanted_ops
+
+if TYPE_CHECKING:
+    from ..bench.suite import Suite
+    from ..bench.verdict import Rules
+
+Configs = Annotated[Literal["default", "recorded"], typer.Option(
+    "--configs", help="The default configs, or what the tuning databases answer.")]
+Cases = Annotated[Path | None, typer.Option(
+    "--suite", help="Instead of operators: a Python file with bench_* functions, each returning "
+                    "the call to time or (call, check).")]
+Rounds = Annotated[int, typer.Option("--rounds", help="Interleaved rounds of each case.")]
+Block = Annotated[int, typer.Option("--block", help="Samples of a side in a round.")]
+Every = Annotated[bool, typer.Option(
+    "--every", help="Every shape of the ladder; by default its ends for each kernel.")]
+Threshold = Annotated[float, typer.Option("--threshold", help="Slow-down of a case in percent.")]
+SuiteThreshold = Annotated[float, typer.Option(
+    "--suite-threshold", help="Slow-down of the geometric mean in percent.")]
+AbsoluteUs = Annotated[float, typer.Option(
+    "--absolute-us", help="A smaller change in microseconds is never called slower.")]
+Doubt = Annotated[Literal["fail", "warn", "pass"], typer.Option(
+    "--ambiguous", help="Whether an ambiguous run exits 3 (fail) or 0.")]
+
+
+def make_suite(root: Path, suite: Path | None, device: str, preset: str | None, model: Path | None,
+               op: list[str] | None, sizes: tuple[str | None, str | None, str | None],
+               dtypes: tuple[str | None, str | None], configs: str, db: str | None, every: bool
+               ) -> Suite:
+    """The cases that were asked for: a user's file, else a model's operators (tiny by default)."""
+    from ..bench import suite as suites
+
+    found = settings.read()
+    if suite is not None:
+        return suites.Suite(suites.user_cases(suite, root))
+    dims = model_dims(preset or (None if model else "tiny"), model, *dtypes, device)
+    cases = suites.operators(dims, wanted_ops(op), load_of(dims, *sizes), every)
+    return suites.Suite(cases, device, configs, db or found.db, str(found.user_db),
+                        str(found.cache_dir))
+
+
+def environment() -> dict[str, str]:
+    """What the measured processes are given of ours."""
+    return dict(os.environ)
+
+
+def command_line() -> str:
+    """For the record."""
+    return shlex.join(["expertile", *sys.argv[1:]])
+
+
+def make_rules(threshold: float, suite_threshold: float, absolute_us: float) -> Rules:
+    """Percent become fractions here."""
+    from ..bench.verdict import Rules
+
+    return Rules(threshold / 100, suite_threshold / 100, absolute_us)
+
+
+def told(why: Exception, as_json: bool) -> typer.Exit:
+    """No comparable baseline, in one line: exit code 5."""
+    from ..bench.gate import NO_BASELINE
+
+    if as_json:
+        print(json.dumps({"exit_code": NO_BASELINE, "meaning": "no comparable baseline",
+                          "why": str(why)}))
+    print(f"no comparable baseline: {why}", file=sys.stderr)
+    return typer.Exit(NO_BASELINE)

@@ -1,0 +1,125 @@
+"""`expertile bench run|compare|report`: measure, compare two results, write other formats."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .bench_options import (
+    AbsoluteUs,
+    Block,
+    Cases,
+    Configs,
+    Doubt,
+    Every,
+    Rounds,
+    SuiteThreshold,
+    Threshold,
+    command_line,
+    environment,
+    make_rules,
+    make_suite,
+    told,
+)
+from .bench_output import CaseProgress, Out, Write, parse_writes, show, store
+from .options import (
+    ActDtype,
+    Batch,
+    Ctx,
+    Db,
+    Device,
+    Json,
+    Model,
+    Op,
+    Preset,
+    Tokens,
+    WeightDtype,
+)
+
+
+def run(
+    device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None,
+    tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None, weight_dtype: WeightDtype = None,
+    act_dtype: ActDtype = None, configs: Configs = "default", db: Db = None, suite: Cases = None,
+    rounds: Rounds = 40, block: Block = 2, every: Every = False, out: Out = None,
+    write: Write = None, as_json: Json = False,
+) -> None:
+    """Time a model's operators (preset tiny by default) or a file's bench_* functions."""
+    from ..bench.gate import OK, WRONG
+    from ..bench.measure import Plan, measure
+    from ..bench.tree import Tree
+
+    writes = parse_writes(write)
+    here = Path.cwd()
+    wanted = make_suite(here, suite, device, preset, model, op, (tokens, batch, ctx),
+                        (weight_dtype, act_dtype), configs, db, every)
+    tree = Tree(here, _revision(here), sys.executable)
+    with CaseProgress(len(wanted.cases)) as progress:
+        result = measure(wanted, {"head": tree, "head_again": tree}, Plan(rounds, block),
+                         environment(), command_line(), progress)
+    store(result, None, out, writes)
+    show(result, None, as_json)
+    broken = any(c.status in ("wrong", "failed") for c in result.cases)
+    raise typer.Exit(WRONG if broken else OK)
+
+
+def _revision(root: Path) -> str:
+    from ..bench.result import NoBaseline
+    from ..bench.tree import working
+
+    try:
+        return working(root, sys.executable).revision
+    except (NoBaseline, ValueError):
+        return ""                        # no repository: a run needs none
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="Result of the old code (bench run --out).")],
+    head: Annotated[Path, typer.Argument(help="Result of the new code, from the same machine.")],
+    threshold: Threshold = 3.0, suite_threshold: SuiteThreshold = 1.5,
+    absolute_us: AbsoluteUs = 0.5,
+    any_host: Annotated[bool, typer.Option(
+        "--any-host", help="Compare results of different hosts of the same model.")] = False,
+    ambiguous: Doubt = "fail", write: Write = None, as_json: Json = False,
+) -> None:
+    """Compare two results of one machine; not interleaved, so `gate` sees smaller changes."""
+    from ..bench.gate import decide, exit_code, join
+    from ..bench.result import BadResult, NoBaseline, read
+
+    writes = parse_writes(write)
+    try:
+        new = read(head)
+    except NoBaseline as e:
+        raise BadResult(str(e)) from None    # it is head that is missing
+    try:
+        joined = join(read(base), new, any_host)
+    except BadResult as e:
+        raise told(e, as_json) from None
+    except NoBaseline as e:
+        raise told(e, as_json) from None
+    outcome = decide(joined, make_rules(threshold, suite_threshold, absolute_us))
+    store(joined, outcome, None, writes)
+    show(joined, outcome, as_json)
+    raise typer.Exit(exit_code(outcome.code, ambiguous))
+
+
+def report(
+    result: Annotated[Path, typer.Argument(help="A result file.")],
+    write: Write = None, as_json: Json = False,
+) -> None:
+    """Write a stored result in other formats; a gate's result is judged again."""
+    from ..bench.gate import decide
+    from ..bench.result import NoBaseline, read
+    from ..bench.verdict import Rules
+
+    writes = parse_writes(write)
+    try:
+        found = read(result)
+    except NoBaseline as e:
+        raise told(e, as_json) from None
+    both: Any = decide(found, Rules()) if any(c.samples.get("base") for c in found.cases) else None
+    store(found, both, None, writes)
+    show(found, both, as_json)

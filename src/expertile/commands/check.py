@@ -1,0 +1,89 @@
+"""`expertile check`: do a model's operators have a legal config on a device; no hardware needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .options import (
+    ActDtype,
+    Batch,
+    Ctx,
+    Device,
+    Ep,
+    Json,
+    Model,
+    Op,
+    Preset,
+    Tokens,
+    Tp,
+    WeightDtype,
+    console,
+    load_of,
+    load_target,
+    model_dims,
+    short_shape,
+    wanted_ops,
+)
+
+
+def _facts(kernel: dict[str, Any]) -> str:
+    matrix = " ".join(f"{name}:{count}" for name, count in kernel.get("mma", {}).items())
+    return (f"{kernel.get('name', '?')} {kernel.get('registers', '-')} regs, "
+            f"{kernel.get('shared_bytes', '-')} B shared {matrix}").strip()
+
+
+def _print(rows: list[dict[str, Any]], device: str) -> None:
+    table = Table("operator", "shape", "verdict", "modelled us", "largest kernel",
+                  title=f"{device}: compiled, not run; modelled times only order configs")
+    for row in rows:
+        verdict = "legal" if row["ok"] else row["reason"] or "; ".join(row["warnings"])
+        if row["ok"] and not row["is_default"]:
+            verdict = f"legal, not the default ({row['refused'][0]['why']})"
+        kernels = sorted(row["kernels"], key=lambda k: -k.get("instructions", 0))
+        us = row["modelled_us"]
+        table.add_row(row["op"], short_shape(row["shape"]), verdict,
+                      "-" if us is None else f"{us:.1f}", _facts(kernels[0]) if kernels else "-")
+    console().print(table)
+
+
+def check(
+    device: Device, preset: Preset = None, model: Model = None, op: Op = None, tp: Tp = 1,
+    ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
+    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    every: Annotated[bool, typer.Option(
+        "--every", help="Every shape of the ladder; by default the ends for each kernel.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a model's operators for a device and say which configs it accepts, and why not."""
+    from ..opt.check import Checked, check_many, kernels_of
+
+    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
+    target = load_target(device)
+    tasks = kernels_of(dims, wanted_ops(op), load_of(dims, tokens, batch, ctx), every)
+    errors = Console(stderr=True)
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+        bar = progress.add_task("kernels", total=len(tasks))
+
+        def done(checked: Checked) -> None:
+            progress.update(bar, advance=1, description=checked.op)
+
+        found = check_many(tasks, target, max(1, len(os.sched_getaffinity(0))), done)
+    rows = [c.to_json() for c in found]
+    missing = sorted({r["op"] for r in rows if r["config"] is None})
+    if as_json:
+        print(json.dumps({"device": target.device, "arch": target.arch,
+                          "toolchain": target.toolchain(), "evidence": target.evidence(),
+                          "checked": rows}, indent=2))
+    else:
+        _print(rows, f"{device} ({target.device})")
+        console().print(f"{sum(r['ok'] for r in rows)} of {len(rows)} kernels have a legal config "
+                        "without spills")
+    if missing:
+        raise typer.Exit(1)          # an operator without any legal config

@@ -1,0 +1,36 @@
+"""AMD GPUs through Triton: the one that is here, or any of the table, compiled for ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .._triton.choose import Family, choose
+from .._triton.device import Device
+from .._triton.target import Mode, TritonTarget
+from .devices import detect, find
+
+
+def _detect(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    return detect(properties.name, properties.gcnArchName.partition(":")[0],
+                  properties.multi_processor_count)
+
+
+_FAMILY = Family("hip", "hip", "gfx942", torch.version.hip is not None, find, _detect)
+
+
+def knows(name: str) -> bool:
+    """Whether the table has a device of that name."""
+    try:
+        find(name)
+    except ValueError:
+        return False
+    return True
+
+
+def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None
+           ) -> TritonTarget:
+    """A GPU by index ("hip:1"), architecture ("hip:gfx942") or name ("hip:mi300x")."""
+    return choose(_FAMILY, unit, mode, cache_dir)
