@@ -19,7 +19,8 @@ BLOCK = ops.load("per_block_quant_fp8")
 DEQUANT = ops.load("weight_dequant")
 SILU = ops.load("silu_mul")
 SILU_QUANT = ops.load("silu_mul_quant_fp8")
-CASTS = (TOKEN, BLOCK, DEQUANT, SILU, SILU_QUANT)
+MASKED = ops.load("silu_mul_quant_fp8_masked")
+CASTS = (TOKEN, BLOCK, DEQUANT, SILU, SILU_QUANT, MASKED)
 E4M3 = torch.float8_e4m3fn
 
 
@@ -67,7 +68,7 @@ def test_configs_match_the_reference(cpu: Target, op: Operator, shape: Shape) ->
         check_config(op, cpu, shape, config)
 
 
-def _all_bfloat16() -> list[Tensor]:
+def all_bfloat16() -> list[Tensor]:
     """All 2^16 values as [512, 128], each value among neighbours of 1, 8, 16 and all binades."""
     codes = torch.arange(1 << 16).to(torch.int16)
     # [.., binade, mantissa // n, mantissa % n] -> groups of `span` binades and 128 / span of each
@@ -79,9 +80,9 @@ def _all_bfloat16() -> list[Tensor]:
 
 @pytest.mark.parametrize("use_ue8m0", [False, True], ids=["float-scale", "ue8m0"])
 @pytest.mark.parametrize("eps", [1e-10, 1e-45])
-def test_all_bfloat16_values_cast_bit_for_bit(cpu: Target, eps: float, use_ue8m0: bool) -> None:
+def testall_bfloat16_values_cast_bit_for_bit(cpu: Target, eps: float, use_ue8m0: bool) -> None:
     """2^16 inputs in four arrangements, infinities and NaNs among them."""
-    for i, x in enumerate(_all_bfloat16()):
+    for i, x in enumerate(all_bfloat16()):
         assert len(x.view(torch.int16).unique()) == 1 << 16
         args = (x, 128, eps, False, False, use_ue8m0)
         for name, got, expected in zip("qs", run(TOKEN, cpu, *args), want(TOKEN, *args),
@@ -177,6 +178,21 @@ def test_fused_activation_does_not_round_to_the_input_dtype(cpu: Target) -> None
     assert float((bits[0] != bits[2]).double().mean()) > 1e-2
 
 
+def test_masked_rows_are_those_of_the_unmasked_operator(cpu: Target) -> None:
+    """Bit for bit, whatever the layout of the scales; the other rows are left alone."""
+    x, counts, *rest = MASKED.inputs({**MASKED.odd_shapes[0], "m_max": 11}, 1)
+    for layout in ((False, False), (True, False), (True, True)):
+        rest[2:4] = layout
+        out = MASKED.empty(x, counts, *rest)
+        for o in out:
+            o.copy_(torch.full((), 3.0).to(o.dtype))
+        kernel(MASKED, cpu, MASKED.shape_of(x, counts, *rest))(x, counts, *rest, out=out)
+        for e, rows in enumerate(counts.tolist()):
+            for got, expected in zip(out, run(SILU_QUANT, cpu, x[e], *rest), strict=True):
+                assert same(got[e, :rows].contiguous(), expected[:rows].contiguous())
+                assert bool((got[e, rows:].float() == 3.0).all())
+
+
 def test_scale_layouts(cpu: Target) -> None:
     """Column-major: tokens are adjacent; TMA-aligned: their stride is a multiple of 16 bytes."""
     x = TOKEN.inputs({**TOKEN.odd_shapes[0], "tokens": 7}, 0)[0]
@@ -196,7 +212,7 @@ def test_misaligned_tensors(cpu: Target, op: Operator) -> None:
     """Operands and results at odd addresses: with TVM's default of 64 bytes this is a SIGSEGV."""
     args = op.inputs(op.odd_shapes[1], 0)
     moved = tuple(_misaligned(a).copy_(a) if isinstance(a, Tensor) else a for a in args)
-    out = tuple(_misaligned(o) for o in op.empty(*args))
+    out = tuple(_misaligned(o).copy_(o) for o in op.empty(*args))
     kernel(op, cpu, op.odd_shapes[1])(*moved, out=out)
     for got, expected in zip(out, run(op, cpu, *args), strict=True):
         assert same(got, expected)
@@ -212,6 +228,10 @@ def test_misaligned_tensors(cpu: Target, op: Operator) -> None:
     (DEQUANT, (torch.zeros(2, 4).to(E4M3), torch.ones(1, 1), 128, torch.int8), "dtype must be"),
     (SILU, (torch.zeros(2, 5),), "must be even"),
     (SILU_QUANT, (torch.zeros(2, 5), 128, 1e-10, False, False, False), "must be even"),
+    (MASKED, (torch.zeros(2, 3, 4), torch.zeros(3, dtype=torch.int32), 128, 1e-10, False, False,
+              False), r"masked_m must be int32\[2\]"),
+    (MASKED, (torch.zeros(3, 4), torch.zeros(3, dtype=torch.int32), 128, 1e-10, False, False,
+              False), "x must be"),
 ], ids=lambda value: value.name if isinstance(value, Operator) else
    value if isinstance(value, str) else "")
 def test_wrong_calls_state_the_rule(op: Operator, args: Args, rule: str) -> None:
