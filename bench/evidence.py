@@ -63,7 +63,7 @@ def timed_archs() -> dict[str, int]:
 
 def render(sweeps: Mapping[str, Any]) -> str:
     """The table: one row a device."""
-    lines = [f"| device | target | kernels of `--preset {PRESET}` with a legal config and no spills "
+    lines = [f"| device | target | kernels of `--preset {PRESET}` with a legal config, no spills "
              "| level | compiled with |", "| --- | --- | --- | --- | --- |"]
     timed = timed_archs()
     for device, found in sweeps.items():

@@ -58,7 +58,7 @@ def tune_many(tasks: Sequence[tuple[Operator, Shape]], target: Target, db: Tunin
     outcomes: list[Outcome] = []
     start = time.monotonic()
     try:
-        with Workers(guard or Guard(), target.torch_device) as workers:
+        with Workers(guard or Guard(), target) as workers:
             for i, (op, shape) in enumerate(tasks):
                 seconds = None
                 if budget.seconds is not None:   # what a task leaves over goes to the later ones

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from ..ops.space import Config
+from ..targets.base import Target
 from ..targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
 from . import jobs
 from .budget import Guard
@@ -32,13 +33,13 @@ class Tried:
 class Workers:
     """Compiles in parallel, then measures alone: nothing else runs while a candidate is timed."""
 
-    def __init__(self, guard: Guard, torch_device: str = "cpu"):
+    def __init__(self, guard: Guard, target: Target):
         self._guard = guard
-        on_cpu = torch_device == "cpu"
+        on_cpu = target.torch_device == "cpu"
         count = CPU_BUILDERS if on_cpu else min(MOST_BUILDERS, max(2, (os.cpu_count() or 2) // 2))
         self.batch = 2 * count       # candidates worth compiling together
-        self._builders = [Child(guard.memory_gb("build")) for _ in range(count)]
-        self._bench = Child(guard.memory_gb("run", torch_device))
+        self._builders = [target.worker(guard.memory_gb("build")) for _ in range(count)]
+        self._bench = target.worker(guard.memory_gb("run", target.torch_device))
         # A child dies with the thread that started it, so these threads live as long as we do.
         self._threads = ThreadPoolExecutor(count + 1)
         self._prepared: Site | None = None

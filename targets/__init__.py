@@ -21,6 +21,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name for name in found - _SHARED if not name.startswith("_")))
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the family of a target has an option, such as the interpreter of its worker."""
+    family = name.partition(":")[0]
+    module = import_module(f".{family if family in names() else _family_of(name)}", __package__)
+    return option in getattr(module, "OPTIONS", ())
+
+
 def load(name: str, **options: Any) -> Target:
     """The target called `name`; options go to its `target()`.
 
@@ -37,13 +44,15 @@ def load(name: str, **options: Any) -> Target:
 
 
 _TORCH_DEVICES = {"npu": "ascend"}   # where torch's name of a device is not the family's
+_HYGON = ("gfx926", "gfx928", "gfx936")      # ROCm-like; only their maker's Triton compiles them
 
 
 def family_for(torch_device: str) -> str | None:
     """The family that serves tensors of a torch device type, or None."""
     family = _TORCH_DEVICES.get(torch_device, torch_device)
-    if family == "cuda" and torch.version.hip is not None:
-        family = "hip"               # torch calls AMD's devices cuda too
+    if family == "cuda" and torch.version.hip is not None:   # torch calls these devices cuda too
+        arch = torch.cuda.get_device_properties().gcnArchName if torch.cuda.is_available() else ""
+        family = "dcu" if arch.partition(":")[0] in _HYGON else "hip"
     return family if family in names() else None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from ..ops import lowering
 from ..ops.space import Config, Space
 from ..ops.spec import Kernel, Operator, Shape
+from .child import Child
 
 # Never rounded up; printed wherever a result is shown.
 Evidence = Literal["L0 described", "L1 lowered", "L2 native object", "L3 executed and checked",
@@ -108,8 +109,9 @@ class Target(Protocol):
     def examine(self, op: Operator, shape: Shape, config: Config) -> Examined: ...
     def space(self, op: Operator, shape: Shape) -> Space: ...
     def build_kernel(self, op: Operator, shape: Shape, config: Config) -> Kernel: ...
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined: ... # in a child
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined: ...
     def recipe(self) -> Recipe: ...
+    def worker(self, memory_gb: float) -> Child: ...     # a process that has its compiler
     def time_us(self, fn: Callable[[], object], inner: int) -> float: ...  # one sample, per call
 
 
@@ -120,6 +122,10 @@ class FromLowering:
         """The configs of an operator on this target."""
         made: Space = lowering(op.name, self.lang).space(self, shape)
         return made
+
+    def worker(self, memory_gb: float) -> Child:
+        """A process of this very interpreter."""
+        return Child(memory_gb)
 
     def build_kernel(self: Target, op: Operator, shape: Shape, config: Config) -> Kernel:
         """A config, compiled (or found compiled) and ready to be called."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..ops.space import Config, Space
 from ..ops.spec import Kernel, Operator, Shape
 from .base import Evidence, Examined, Figure, Recipe, Verdict
+from .child import Child
 
 
 @dataclass
@@ -97,6 +98,10 @@ class NullTarget:
         """How a child process makes this target again."""
         return f"{__name__}:target", {"flat": self.flat, "noise": self.noise,
                                       "sleep_s": self.sleep_s, "seed": self.seed}
+
+    def worker(self, memory_gb: float) -> Child:
+        """Any process will do."""
+        return Child(memory_gb)
 
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
         """Virtual time of one of `inner` calls, in microseconds."""

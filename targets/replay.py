@@ -14,6 +14,7 @@ from typing import Any
 from ..ops.space import Config, Space, config_text
 from ..ops.spec import Kernel, Operator, Shape
 from .base import BuildError, Evidence, Examined, Figure, Recipe, RunFailed, Verdict
+from .child import Child
 from .null import Clock
 
 FORMAT = "expertile-landscape-1"
@@ -106,6 +107,10 @@ class ReplayTarget:
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""
         return f"{__name__}:target", {"unit": str(self.path), "sleep_s": self.sleep_s}
+
+    def worker(self, memory_gb: float) -> Child:
+        """Any process will do."""
+        return Child(memory_gb)
 
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
         """Recorded time of one of `inner` calls, in microseconds."""

@@ -16,7 +16,7 @@ from ... import ops
 from ...ops.spec import Operator, Shape
 from ...opt.session import Site
 from ...targets.base import Target
-from ...targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from ...targets.child import ChildCrashed, ChildFailed, ChildTimeout
 from . import jobs
 from .cases import TIMED, Case
 
@@ -56,7 +56,7 @@ class Runner:
     def __init__(self, target: Target, rows: Rows, seconds: float):
         self.target, self.rows = target, rows
         self._end = time.monotonic() + seconds
-        self._child = Child(memory_gb=0)
+        self._child = target.worker(memory_gb=0)
 
     @property
     def over(self) -> bool:

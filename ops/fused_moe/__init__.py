@@ -230,5 +230,6 @@ OP = Operator(
                 _odd(40, 200, 77, "bfloat16", "bfloat16", 128),
                 _odd(3, 331, 150, "float8_e4m3fn", "float32", 64),
                 _odd(40, 200, 72, "float8_e4m3fn", "float32", 128),
+                _odd(11, 300, 200, "float8_e4m3fn", "bfloat16", 128),
                 _odd(9, 300, 200, "float8_e4m3fn", "bfloat16", 128, w8a8=True)),
 )

@@ -48,7 +48,7 @@ class Runtime:
     """Answers operator calls on one kind of device from one stack of tuning databases.
 
     Args:
-        device: torch device type whose tensors are served ("cpu", "cuda", "npu").
+        device: torch device type whose tensors are served ("cpu", "cuda", "npu", "musa" ...).
         db: a tuning database (path or URL) laid over the project's, the user's and the shipped one.
         threads: CPU threads of the kernels; by default all that the process may use.
     """

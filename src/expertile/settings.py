@@ -18,6 +18,7 @@ class Settings:
     project_db: Path | None          # ./expertile.sqlite when it exists
     user_db: Path                    # where `expertile tune` writes by default
     cache_dir: Path                  # EXPERTILE_CACHE_DIR: compiled kernels, measured limits
+    worker_python: str | None        # EXPERTILE_WORKER_PYTHON: has the vendor's torch and triton
     disabled: bool                   # EXPERTILE_DISABLE=1: every operator is the torch reference
 
 
@@ -37,5 +38,6 @@ def read() -> Settings:
         project_db=project if project.exists() else None,
         user_db=data / "tuning.sqlite",
         cache_dir=_directory("EXPERTILE_CACHE_DIR", "XDG_CACHE_HOME", ".cache"),
+        worker_python=os.environ.get("EXPERTILE_WORKER_PYTHON"),
         disabled=os.environ.get("EXPERTILE_DISABLE", "") not in ("", "0"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -20,19 +21,25 @@ from .timing import median_us
 _COPY_BYTES = 1 << 30                # far beyond any cache
 _SIDE = 8192                         # of the square matrix product
 _REPEATS = 20
+_may_allocate: ContextVar[bool] = ContextVar("expertile_may_allocate", default=False)
 
 
 def use_device(index: int | None) -> None:
-    """Launch on this GPU, and let kernels with tensor descriptors allocate on it."""
-    import triton
-
+    """Launch on this GPU from here on."""
     if index is not None:
         torch.cuda.set_device(index)
 
-    def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-        return torch.empty(size, dtype=torch.int8, device="cuda")
 
-    triton.set_allocator(allocate)
+def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _let_allocate() -> None:
+    """Give kernels that make tensor descriptors their memory; Triton keeps this by thread."""
+    import triton
+
+    triton.set_allocator(_allocate)
+    _may_allocate.set(True)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], meta: Mapping[str, Any]
@@ -41,6 +48,8 @@ def launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], meta: Mappin
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources
 
+    if not _may_allocate.get():
+        _let_allocate()
     try:
         kernel[grid](*args, **meta)
     except CompilationError as e:

@@ -57,7 +57,7 @@ def examine_here(target: TritonTarget, op: Operator, shape: Shape, config: Confi
     if not verdict.legal:
         return Examined(False, verdict.reason, "L0 described")
     kernels, reasons, notes, spills = [], [], [], 0
-    times: list[float | None] = []
+    times: list[tuple[bool, int, float | None]] = []
     work = op.work(shape)
     for launch in target.launches(op, shape, config):
         facts, operands = facts_of(launch), operands_of(launch)
@@ -67,15 +67,21 @@ def examine_here(target: TritonTarget, op: Operator, shape: Shape, config: Confi
             reasons.append(f"{launch.name}: {judged.reason}")
         notes += [f"{launch.name}: {w}" for w in warnings(target.gpu, facts, operands)]
         spills = max(spills, facts.stack_bytes)
-        if judged.legal and (operands != "none" or not times):
-            times.append(modelled_us(target.gpu, work.flops, work.bytes, operands, facts, form))
+        if judged.legal:
+            times.append((operands != "none", form.blocks, modelled_us(
+                target.gpu, work.flops, work.bytes, operands, facts, form)))
         kernels.append({"name": launch.name, "grid": list(launch.grid), "warps": launch.warps,
                         "operands": operands, **facts.json(), "fill": dict(judged.facts)})
-    known = [t for t in times if t is not None]
-    # the slowest kernel alone would take this for the whole work; the others are counted by launch
-    us = max(known) + LAUNCH_US * (len(kernels) - 1) if known and not reasons else None
+    us = None if reasons or not times else _whole(times)
     return Examined(not reasons, "; ".join(reasons), "L2 native object", tuple(notes), spills, us,
                     tuple(kernels))
+
+
+def _whole(times: list[tuple[bool, int, float | None]]) -> float | None:
+    """Time of a call: as if its products, or its widest kernel, did all the work."""
+    products = [us for multiplies, _, us in times if multiplies]
+    known = [us for us in products or [max(times, key=lambda t: t[1])[2]] if us is not None]
+    return max(known) + LAUNCH_US * (len(times) - 1) if known else None
 
 
 def path_of(target: TritonTarget, op: Operator, shape: Shape, config: Config) -> Path:

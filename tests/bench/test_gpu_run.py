@@ -19,6 +19,7 @@ from expertile.bench.gpu.peers import peers
 from expertile.bench.gpu.report import table
 from expertile.ops.spec import Shape
 from expertile.opt.checks import run_once
+from expertile.targets.child import Child
 
 FP8: dict[str, Any] = {"a_dtype": "float8_e4m3fn", "w_dtype": "float8_e4m3fn",
                        "out_dtype": "bfloat16", "block_n": 128, "block_k": 128}
@@ -63,7 +64,7 @@ def test_peers_compute_what_the_operator_does(name: str) -> None:
 
 def _interpreted() -> Any:
     recipe = "expertile.targets.cuda:target", {"unit": "sm_90", "mode": "interpret"}
-    return SimpleNamespace(recipe=lambda: recipe)
+    return SimpleNamespace(recipe=lambda: recipe, worker=Child)
 
 
 def _cases() -> Iterator[Case]:

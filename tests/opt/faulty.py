@@ -13,7 +13,8 @@ from typing import Any
 from expertile import ops
 from expertile.ops.space import Config, Space
 from expertile.ops.spec import Kernel, Operator, Shape
-from expertile.targets.base import Artifact, BuildError, Evidence, Figure, Recipe, Verdict
+from expertile.targets.base import BuildError, Evidence, Examined, Figure, Recipe, Verdict
+from expertile.targets.child import Child
 
 KINDS = ("slow", "fast", "wrong", "nan", "raise", "abort", "segfault", "spin", "no memory",
          "build raise", "build abort", "build spin", "illegal", "scribble")
@@ -33,6 +34,10 @@ class FaultyTarget:
     device: str = "faulty"
     torch_device: str = "cpu"
     aliases: tuple[str, ...] = ()
+    computes: bool = True
+
+    def worker(self, memory_gb: float) -> Child:
+        return Child(memory_gb)
 
     def toolchain(self) -> dict[str, str]:
         return {"cc": "1.2.3"}
@@ -51,19 +56,17 @@ class FaultyTarget:
             return Verdict(False, "shared memory: 300 KiB > 227 KiB")
         return Verdict(True)
 
-    def compile(self, op_name: str, static: Shape, config: Config) -> Artifact:
-        return {}
-
     def space(self, op: Operator, shape: Shape) -> Space:
         return Space({"kind": KINDS})
 
-    def compile_here(self, op: Operator, shape: Shape, config: Config) -> None:
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
         if config["kind"] == "build raise":
             raise BuildError("no schedule", "build_error")
         if config["kind"] == "build abort":
             os.kill(os.getpid(), signal.SIGABRT)
         while config["kind"] == "build spin":
             pass
+        return Examined(True, "", "L2 native object")
 
     def build_kernel(self, op: Operator, shape: Shape, config: Config) -> Kernel:
         kind = config["kind"]

@@ -11,6 +11,7 @@ from expertile.targets._triton import static
 def then_interpret() -> None:
     """Asks for the interpreter too late."""
     import triton  # noqa: F401
+
     from expertile.targets._triton import interpreter
 
     interpreter.enable()

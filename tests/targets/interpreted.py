@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+
 from expertile.targets._triton import interpreter
 
 interpreter.enable()

@@ -15,8 +15,7 @@ from .. import __version__, ops, settings, targets
 from .options import Json, load_target
 
 _PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "triton", "optuna", "sqlalchemy",
-             "safetensors", "tokenizers", "ascendnpu-ir")
-_TORCH_DEVICE = ("cpu", "cuda", "npu")
+             "safetensors", "tokenizers", "ascendnpu-ir", "llvmlite")
 
 
 def _version(package: str) -> str | None:

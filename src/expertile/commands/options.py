@@ -43,7 +43,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 def load_target(device: str) -> Target:
     """The target that --device names; what it compiles and measures stands in our cache."""
-    return targets.load(device, cache_dir=settings.read().cache_dir)
+    found = settings.read()
+    options: dict[str, object] = {"cache_dir": found.cache_dir}
+    if found.worker_python and targets.takes(device, "worker_python"):
+        options["worker_python"] = found.worker_python
+    return targets.load(device, **options)
 
 
 def ladder(text: str | None, name: str, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""Devices whose makers ship a Triton of their own, which replaces the package `triton`."""
