@@ -23,6 +23,7 @@ from ..opt.check import kernels_of as kernels
 DEVICES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950",
            "gfx906")
 PRESET = "v3"
+_WITHOUT_DEVICE = ("cpu", "null", "replay")
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 _HERE = Path(__file__).resolve().parent
 SWEEP = _HERE / "evidence.json"
@@ -78,6 +79,12 @@ def render(sweeps: Mapping[str, Any]) -> str:
         lines.append(f"| {device} | `{found['family']}` | {good} of {count}"
                      f"{f' (not all: {bad})' if bad else ''} | {level} | triton {made}, "
                      f"{found['date']} |")
+    reached = {found["family"] for found in sweeps.values()}
+    others = [n for n in targets.names() if n not in reached and n not in _WITHOUT_DEVICE]
+    if others:
+        lines.append(f"| the makers' GPUs | {', '.join(f'`{n}`' for n in others)} | none: only the "
+                     "maker's own stack compiles; the adapter is proved against a stub | "
+                     "L0 described | - |")
     lines.append(f"| this CPU | `cpu` | compiled, checked and timed where it is tuned "
                  f"({len(ops.names())} operators) | L4 timed | TVM, LLVM |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import torch
 
 from .base import Target
 
-_SHARED = {"__init__", "base", "child"}
+_SHARED = {"__init__", "base", "child", "examination"}
 
 
 def names() -> tuple[str, ...]:

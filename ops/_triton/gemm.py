@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..space import Config
-from .fp8 import codes, decode
+from .fp8 import codes, decode, to_fnuz
 from .gemm_space import options
 
 if TYPE_CHECKING:
@@ -103,14 +103,6 @@ def halved(code):
 
 
 @triton.jit
-def as_fnuz(code):
-    """e4m3fn bytes -> e4m3fnuz of half the value; its only NaN is 0x80, and it has no -0."""
-    nan = (code & 0x7F) == 0x7F
-    same = tl.where(code == 0x80, tl.full((), 0, tl.uint8), code)
-    return tl.where(nan, tl.full((), 0x80, tl.uint8), same).to(tl.float8e4b8, bitcast=True)
-
-
-@triton.jit
 def operand(tile, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
     """A loaded tile as tl.dot takes it: exact, up to the power of two of `exponent`."""
     if KIND != "fp8":
@@ -122,7 +114,7 @@ def operand(tile, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
         if FP8 == "native":
             return tile
         else:
-            return as_fnuz(tile)
+            return to_fnuz(tile)
     elif DOT == "f16":
         if FP8 == "native":
             return tile.to(tl.float16)

@@ -24,6 +24,14 @@ class Family:
     find: Callable[[str], Device]                # by arch or product
     detect: Callable[[int], Device]              # by the index of one that is here
 
+    def knows(self, name: str) -> bool:
+        """Whether the table has a device of that name."""
+        try:
+            self.find(name)
+        except ValueError:
+            return False
+        return True
+
 
 def choose(family: Family, unit: str, mode: Mode | None, cache_dir: str | Path | None
            ) -> TritonTarget:

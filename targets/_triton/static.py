@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import tempfile
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...ops.source import source_hash
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
+from .. import examination
 from ..base import Examined
 from . import amdgcn, sass
 from .aot import Launch
@@ -85,37 +81,12 @@ def _whole(times: list[tuple[bool, int, float | None]]) -> float | None:
 
 
 def path_of(target: TritonTarget, op: Operator, shape: Shape, config: Config) -> Path:
-    """Where the examination of a config is kept: named by all that decides it."""
-    identity = [op.name, sorted(shape.items()), sorted(config.items()), target.toolchain(),
-                target.device, source_hash(op.name, target.lang), _version()]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return target.cache_dir / "examined" / f"{op.name}-{digest[:24]}.json"
+    """Where the examination of a config is kept."""
+    return examination.path_of(target.cache_dir, target, op, shape, config, _judge())
 
 
 @cache
-def _version() -> str:
-    """A hash of the judging code: a better model examines again."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    for table in ("cuda", "hip"):
-        digest.update((Path(__file__).parents[1] / table / "devices.py").read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def load(path: Path) -> Examined | None:
-    """An examination that was kept, or None."""
-    try:
-        data: dict[str, Any] = json.loads(path.read_text())
-        return Examined(**{**data, "warnings": tuple(data["warnings"]),
-                           "kernels": tuple(data["kernels"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def keep(path: Path, examined: Examined) -> None:
-    """Write an examination, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(asdict(examined), file)
-    Path(file.name).replace(path)
+def _judge() -> str:
+    here = Path(__file__).parent
+    tables = [here.parent / family / "devices.py" for family in ("cuda", "hip")]
+    return examination.code_hash([*here.glob("*.py"), *tables])

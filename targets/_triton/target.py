@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
+from .. import examination
 from ..base import Evidence, Examined, Figure, Fp8, FromLowering, Recipe, Verdict
-from . import child, live, static, timing
+from . import live, static, timing
 from .aot import Launch, Recorder, compile_launch, driver_of
 from .device import Device
 
@@ -147,16 +148,16 @@ class TritonTarget(FromLowering):
     def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """Put a config's binaries into Triton's cache, and what they say into ours."""
         path = static.path_of(self, op, shape, config)
-        found = static.load(path) if self.mode == "compile" else None
+        found = examination.load(path) if self.mode == "compile" else None
         if found is None:
             found = static.examine_here(self, op, shape, config)
-            static.keep(path, found)
+            examination.keep(path, found)
         return found
 
     def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """What the binaries of a config say; compiled in a child, and kept."""
-        found = static.load(static.path_of(self, op, shape, config))
-        return found or child.examine(self, op, shape, config)
+        found = examination.load(static.path_of(self, op, shape, config))
+        return found or examination.in_child(self, op, shape, config, mode="compile")
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""

@@ -9,19 +9,17 @@ from typing import Any
 
 from ...ops.space import Config, Space
 from ...ops.spec import Kernel, Operator, Shape
-from .._triton import child as compiling
+from .. import examination
 from .._triton import live
 from .._triton.aot import Launch, Recorder
 from ..base import BuildError, Evidence, Examined, Figure, Fp8, FromLowering, Recipe, Verdict
-from ..child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from ..child import Child
 from .facts import facts_of
 from .narrow import narrowed
 from .stack import Stack
 from .stack import worker as stack_worker
 from .timing import events_us
 from .vendor import Chip, Vendor
-
-BUILD_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -188,17 +186,7 @@ class VendorTarget(FromLowering):
         if self.stack is not None and not verdict.legal:
             return Examined(False, verdict.reason, "L0 described")
         self._answered()
-        recipe, arguments = self.recipe()
-        try:
-            answer = self.compiler.call(f"{compiling.__name__}:examine_in_child", BUILD_TIMEOUT_S,
-                                recipe=recipe, arguments=arguments,
-                                op_name=op.name, shape=dict(shape), config=dict(config))
-        except ChildTimeout as e:
-            raise BuildError(str(e), "timeout") from e
-        except (ChildCrashed, ChildFailed) as e:
-            raise BuildError(str(e), "build_error") from e
-        return Examined(**{**answer, "warnings": tuple(answer["warnings"]),
-                           "kernels": tuple(answer["kernels"])})
+        return examination.in_child(self, op, shape, config, child=self.compiler)
 
     def recipe(self) -> Recipe:
         """How a process of the stack's interpreter makes this target again."""

@@ -19,15 +19,7 @@ def _detect(index: int) -> Device:
 
 
 _FAMILY = Family("cuda", "cuda", "sm_90", torch.version.cuda is not None, find, _detect)
-
-
-def knows(name: str) -> bool:
-    """Whether the table has a device of that name."""
-    try:
-        find(name)
-    except ValueError:
-        return False
-    return True
+knows = _FAMILY.knows
 
 
 def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None

@@ -13,7 +13,7 @@ from expertile.ops.models import TINY_LOAD, preset
 from expertile.opt import jobs
 from expertile.opt.check import check_shape
 from expertile.opt.session import Site
-from expertile.targets._triton import child
+from expertile.targets import examination
 
 from .test_cli import expertile, refused
 
@@ -46,7 +46,7 @@ def test_a_device_that_is_not_here_is_compiled_for(tmp_path: Path, device: str, 
 def test_a_second_check_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = targets.load("sm_86", cache_dir=tmp_path)
     first = check_shape(OP, target, SHAPE)
-    monkeypatch.setattr(child, "examine", lambda *a: pytest.fail("compiled again"))
+    monkeypatch.setattr(examination, "in_child", lambda *a, **k: pytest.fail("compiled again"))
     assert check_shape(OP, target, SHAPE) == first and first.ok
 
 
