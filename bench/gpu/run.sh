@@ -12,6 +12,8 @@ out=$(realpath -m "${1:?usage: bench/gpu/run.sh OUT_FOLDER [STAGE ...]}")
 shift
 mkdir -p "$out"
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
+  { echo "no GPU that torch can use is here; nothing was run" >&2; exit 2; }
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(describe numerics casts gemm moe attention correlate tune model report)
 failed=0

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import bench, check, db, demo, doctor, explain, run, tune
+from .commands import bench, check, db, demo, doctor, explain, run, tune, tune_replay
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -31,8 +31,11 @@ def root(
     """Options of every command."""
 
 
+tuner = typer.Typer(invoke_without_command=True)
+tuner.callback()(tune.tune)
+tuner.command("replay")(tune_replay.replay)
 app.command("doctor")(doctor.doctor)
-app.command("tune")(tune.tune)
+app.add_typer(tuner, name="tune")
 app.command("check")(check.check)
 app.command("explain")(explain.explain)
 app.command("run")(run.run)

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from expertile.bench import result as results

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from math import exp, log
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from expertile.bench.estimate import estimate
-from expertile.bench.gate import combine
-from expertile.bench.simulate import Noise, caught
+from expertile.bench.gate import conclude
+from expertile.bench.result import read
+from expertile.bench.simulate import Noise, caught, noise_of
 from expertile.bench.verdict import Rules, holm, judge, noise_floors
 
 from .samples import samples
@@ -102,10 +104,14 @@ def test_drift_that_slows_all_sides_is_no_difference() -> None:
 
 
 def test_slow_must_repeat_in_fresh_processes() -> None:
-    slow, same, fast = judged(1.1), judged(1.0), judged(0.9)
-    assert combine(slow, slow).verdict == "SLOW"
-    assert combine(slow, same).verdict == "SAME" and "not repeated" in combine(slow, same).why
-    assert combine(fast, slow).verdict == "AMBG"
+    slow, same, unclear = judged(1.1), judged(1.0), judged(1.03, noise=0.02)
+    for said, verdict in (([slow] * 3, "SLOW"), ([slow, same], "SAME"),
+                          ([slow, slow, same], "SAME"),
+                          ([unclear, slow, slow, slow], "SLOW"), ([slow, unclear, unclear], "AMBG"),
+                          ([unclear, same], "SAME"), ([unclear, unclear], "AMBG")):
+        assert conclude(said).verdict == verdict
+    assert "not repeated" in conclude([slow, same]).why
+    assert "2 of 4" in conclude([slow, unclear, slow, unclear]).why
 
 
 def test_stated_power_is_the_share_that_is_caught() -> None:
@@ -124,8 +130,18 @@ def test_stated_power_is_the_share_that_is_caught() -> None:
 
 
 def test_simulated_ci_runs() -> None:
-    """200 CI runs of four cases: 10 % and 5 % in one of them are caught, equal code never is."""
+    """CI runs of four cases: 10 % and 5 % in one of them are caught, equal code never is."""
     noise = machine(between=0.003)
-    assert caught(noise, 0.10, RUNS) >= 0.99
-    assert caught(noise, 0.05, RUNS, seed=1) >= 0.90
-    assert caught(noise, 0.0, RUNS, seed=2) <= 0.01
+    assert caught(noise, 0.10, 60) >= 0.99
+    assert caught(noise, 0.05, 60, seed=1) >= 0.90
+    assert caught(noise, 0.0, 60, seed=2) == 0.0
+
+
+def test_ci_runs_from_noise_recorded_on_a_busy_machine() -> None:
+    """The same from an A/A gate of 26 operator cases on one thread of a 2-core VM at load 6, where
+    one process in 78 was 5 % slower for good."""
+    noise = noise_of([read(Path(__file__).parent / "noise_cpu1.json")])
+    assert len(noise.cases) == 26
+    assert caught(noise, 0.10, RUNS, seed=3) >= 0.99
+    assert caught(noise, 0.05, RUNS, seed=4) >= 0.90
+    assert caught(noise, 0.0, RUNS, seed=5) <= 0.01

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +101,16 @@ def test_stages_go_on_where_they_stopped(tmp_path: Path, few: None) -> None:
     timed = [r for r in rows if "best" in r]
     assert len(timed) == 1 and timed[0]["default"]["us"] > 0 and timed[0]["wrong"] is None
     assert "per_token_group_quant_fp8" in table(out)
+
+
+def test_the_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    script = Path(__file__).resolve().parents[2] / "bench" / "gpu" / "run.sh"
+    python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run([str(script), str(tmp_path / "out")], capture_output=True, text=True,
+                          env={**os.environ, **python}, timeout=120)
+    assert done.returncode == 2 and "no GPU" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_timed_shape_is_a_shape() -> None:

@@ -21,6 +21,7 @@ from .bench_options import (
     Threshold,
     command_line,
     environment,
+    interruptible,
     make_rules,
     make_suite,
     told,
@@ -82,7 +83,7 @@ def gate(
     static: Annotated[bool, typer.Option(
         "--static", help="Compare compiled kernels with a baseline in git: no device, no noise.")
     ] = False,
-    device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None,
+    device: Device = "cpu:1", preset: Preset = None, model: Model = None, op: Op = None,
     tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None, weight_dtype: WeightDtype = None,
     act_dtype: ActDtype = None, configs: Configs = "default", db: Db = None, suite: Cases = None,
     every: Every = False, rounds: Rounds = 40, block: Block = 2, threshold: Threshold = 3.0,
@@ -119,7 +120,8 @@ def gate(
         commit(root, base)
         wanted = make_suite(root, suite, device, preset, model, op, sizes,
                             (weight_dtype, act_dtype), configs, db, every)
-        outcome = _gate(wanted, root, base, base_python, Plan(rounds, block), rules, retest)
+        with interruptible():
+            outcome = _gate(wanted, root, base, base_python, Plan(rounds, block), rules, retest)
     except NoBaseline as e:
         raise told(e, as_json) from None
     store(outcome.result, outcome, out, writes)

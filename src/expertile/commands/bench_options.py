@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -67,6 +69,16 @@ def make_rules(threshold: float, suite_threshold: float, absolute_us: float) -> 
     from ..bench.verdict import Rules
 
     return Rules(threshold / 100, suite_threshold / 100, absolute_us)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C in one line; typer itself would end without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def told(why: Exception, as_json: bool) -> typer.Exit:

@@ -20,6 +20,7 @@ from .bench_options import (
     Threshold,
     command_line,
     environment,
+    interruptible,
     make_rules,
     make_suite,
     told,
@@ -57,7 +58,7 @@ def run(
     wanted = make_suite(here, suite, device, preset, model, op, (tokens, batch, ctx),
                         (weight_dtype, act_dtype), configs, db, every)
     tree = Tree(here, _revision(here), sys.executable)
-    with CaseProgress(len(wanted.cases)) as progress:
+    with interruptible(), CaseProgress(len(wanted.cases)) as progress:
         result = measure(wanted, {"head": tree, "head_again": tree}, Plan(rounds, block),
                          environment(), command_line(), progress)
     store(result, None, out, writes)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from .. import settings
-from .bench_options import told
+from .bench_options import interruptible, told
 from .bench_output import step_summary
 from .options import console, wanted_ops
 
@@ -42,7 +42,7 @@ def _collect(scope: Scope) -> Baseline:
     from ..bench.static.baseline import collect
 
     errors = Console(stderr=True)
-    with errors.status("compiling") as status:
+    with interruptible(), errors.status("compiling") as status:
         return collect(scope, max(1, len(os.sched_getaffinity(0))), settings.read().cache_dir,
                        lambda key: status.update(key.replace("[", "\\[")))
 

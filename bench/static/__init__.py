@@ -1,0 +1,1 @@
+"""A gate without noise or device: what every named config compiles to, against a file in git."""

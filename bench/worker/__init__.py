@@ -1,0 +1,1 @@
+"""What runs inside the environment that is measured: see expertile_bench_worker."""
