@@ -21,7 +21,7 @@ from ..opt.check import Checked, check_many
 from ..opt.check import kernels_of as kernels
 
 DEVICES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950",
-           "gfx906")
+           "gfx906", "ascend910b3", "ascend950pr_9599")
 PRESET = "v3"
 _WITHOUT_DEVICE = ("cpu", "null", "replay")
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
@@ -75,9 +75,10 @@ def render(sweeps: Mapping[str, Any]) -> str:
             level = f"L4 timed: {timed[device]} shipped records"
         bad = ", ".join(f"`{name}` {o['ok']}/{o['kernels']}" for name, o in found["ops"].items()
                         if o["ok"] < o["kernels"])
-        made = found["toolchain"].get("triton", "-")
+        made = next(f"{name} {found['toolchain'][name]}" for name in ("triton", "ascendnpu-ir")
+                    if name in found["toolchain"])
         lines.append(f"| {device} | `{found['family']}` | {good} of {count}"
-                     f"{f' (not all: {bad})' if bad else ''} | {level} | triton {made}, "
+                     f"{f' (not all: {bad})' if bad else ''} | {level} | {made}, "
                      f"{found['date']} |")
     reached = {found["family"] for found in sweeps.values()}
     others = [n for n in targets.names() if n not in reached and n not in _WITHOUT_DEVICE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .budget import Budget, Guard
 from .outcome import Event, Outcome
+from .replay import replay
 from .tune import plan, tune, tune_many
 
-__all__ = ["Budget", "Event", "Guard", "Outcome", "plan", "tune", "tune_many"]
+__all__ = ["Budget", "Event", "Guard", "Outcome", "plan", "replay", "tune", "tune_many"]

@@ -1,113 +1,111 @@
-"""The valid configs of a space, and in which order a search tries them.
+"""The valid configs of a space, numbered: what a search searches in.
 
-Enumerated first, searched inside: Optuna neither knows which points of the product are valid nor
-avoids repeating one (optuna#2021), so its proposals are snapped to the nearest valid unseen config.
+Enumerated first, searched inside: of a real GEMM's product of knobs only 22 % is valid (Kernel
+Tuner's gemm on an RTX 3090), and Optuna neither knows which points are nor avoids repeating one
+(optuna#2021).
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterable
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..ops.space import Config, Space, config_text
+from ..ops.space import Config, Knob, Space, config_text
 
 MAX_POOL = 50_000
-RANDOM_SEEDS = 16                    # before the model: one basin at the start misleads it
-_FAILED = math.log(4.0)              # a failing config's log-ratio to the default, for the model
+MAX_PRODUCT = 2_000_000              # points of the product that are looked at one by one
 
 
 class Pool:
     """All valid configs, as rows of ordinal numbers too. The default is the first."""
 
-    def __init__(self, space: Space):
-        self.space = space
-        self.configs = list(islice(space, MAX_POOL))
-        self.knobs = {k: choices for k, choices in space.knobs.items() if len(choices) > 1}
+    def __init__(self, space: Space, configs: list[dict[str, Knob]] | None = None):
+        """`configs`: the valid ones where they are known; else the space is enumerated."""
+        self.configs = _configs(space) if configs is None else configs
+        self.knobs = {k: _ordered(choices) for k, choices in space.knobs.items()
+                      if len(choices) > 1}
         self.index = {config_text(c): i for i, c in enumerate(self.configs)}
-        self.rows = np.array([self.row(c) for c in self.configs], dtype=np.float64)
+        # What each knob's value is called: the number of its place among the ordered choices.
+        # Keys carry the type, for True == 1.
+        self._places = {k: {(type(c), c): i for i, c in enumerate(choices)}
+                        for k, choices in self.knobs.items()}
+        self.sizes = np.array([len(c) for c in self.knobs.values()], dtype=np.int64)
+        self.places: NDArray[np.int64] = np.array(
+            [self.place(c) for c in self.configs], dtype=np.int64).reshape(len(self), -1)
 
     def __len__(self) -> int:
         return len(self.configs)
 
-    def row(self, config: Config) -> list[float]:
-        """Ordinal coordinates in [0, 1]."""
-        return [choices.index(config[k]) / (len(choices) - 1) for k, choices in self.knobs.items()]
-
-
-class Search:
-    """Asks for configs of a pool, never the same twice: seeds, random ones, then TPE."""
-
-    def __init__(self, pool: Pool, seed: int, seeds: Iterable[Config] = (),
-                 exhaustive: bool = False):
-        self._pool = pool
-        self._seed = seed
-        self._seen = np.zeros(len(pool), dtype=bool)
-        order = list(range(1, len(pool)))
-        random.Random(seed).shuffle(order)
-        known = [self._pool.index.get(config_text(c)) for c in seeds]
-        first = [0, *(i for i in known if i is not None)]
-        self._queue = [*first, *(order if exhaustive else order[:RANDOM_SEEDS])]
-        self._told: list[tuple[int, float]] = []     # what the model does not know yet
-        self._open: dict[int, Any] = {}      # pool index -> Optuna's trial that led to it
-
-    def ask(self) -> Config | None:
-        """The next config, or None when the pool is done."""
-        while self._queue:
-            i = self._queue.pop(0)
-            if not self._seen[i]:
-                break
-        else:
-            if self._seen.all():
-                return None
-            i = self._by_model()
-        self._seen[i] = True
-        return self._pool.configs[i]
-
-    def tell(self, config: Config, log_ratio: float | None) -> None:
-        """The log of time over the default's time; None: it failed."""
-        i = self._pool.index[config_text(config)]
-        self._seen[i] = True
-        value = _FAILED if log_ratio is None or not math.isfinite(log_ratio) else log_ratio
-        trial = self._open.pop(i, None)
-        if trial is not None:
-            self._study.tell(trial, value)
-        else:
-            self._told.append((i, value))
-
-    def _by_model(self) -> int:
-        from optuna.trial import TrialState, create_trial
-
-        for i, value in self._told:
-            params = {k: self._pool.configs[i][k] for k in self._pool.knobs}
-            self._study.add_trial(create_trial(
-                params=params, distributions=self._distributions, value=value))
-        self._told.clear()
-        trial = self._study.ask(self._distributions)
-        wanted = np.array(self._pool.row(trial.params))
-        distance = np.abs(self._pool.rows - wanted).sum(axis=1)
-        distance[self._seen] = np.inf
-        nearest = int(distance.argmin())
-        if distance[nearest] == 0.0:
-            self._open[nearest] = trial
-        else:
-            self._study.tell(trial, state=TrialState.FAIL)
-        return nearest
+    def place(self, config: Config) -> list[int]:
+        """The ordinal number of each knob's value."""
+        return [places[type(config[k]), config[k]] for k, places in self._places.items()]
 
     @cached_property
-    def _distributions(self) -> dict[str, Any]:
+    def rows(self) -> NDArray[np.float64]:
+        """Ordinal coordinates in [0, 1], [configs, knobs]."""
+        return self.places / np.maximum(self.sizes - 1, 1)
+
+    @cached_property
+    def by_place(self) -> dict[bytes, int]:
+        """A config's number by the bytes of its row of `places`."""
+        return {row.tobytes(): i for i, row in enumerate(self.places)}
+
+    def nearest(self, wanted: NDArray[np.int64],
+                taken: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """For each row of places [n, knobs] the nearest valid config that is not `taken` (L1)."""
+        found = np.array([self.by_place.get(row.tobytes(), -1) for row in wanted], dtype=np.int64)
+        if taken is not None:
+            found[(found >= 0) & taken[found]] = -1
+        far = np.flatnonzero(found < 0)
+        if len(far):
+            steps = [np.abs(np.arange(size)[:, None] - wanted[far, j][None]) / max(size - 1, 1)
+                     for j, size in enumerate(self.sizes)]
+            distance = self._one_hot @ np.concatenate(steps).astype(np.float32)
+            if taken is not None:
+                distance[taken] = np.inf
+            found[far] = distance.argmin(axis=0)
+        return found
+
+    @cached_property
+    def _one_hot(self) -> NDArray[np.float32]:
+        """[configs, all choices of all knobs]: distances to many points are one product."""
+        table = np.zeros((len(self), int(self.sizes.sum())), dtype=np.float32)
+        offsets = np.concatenate([[0], self.sizes.cumsum()[:-1]]).astype(np.int64)
+        np.put_along_axis(table, self.places + offsets, 1.0, axis=1)
+        return table
+
+    @cached_property
+    def distributions(self) -> dict[str, Any]:
+        """The knobs as Optuna's distributions: what `study.ask` takes."""
         from optuna.distributions import CategoricalDistribution
 
-        return {k: CategoricalDistribution(choices) for k, choices in self._pool.knobs.items()}
+        return {k: CategoricalDistribution(choices) for k, choices in self.knobs.items()}
 
-    @cached_property
-    def _study(self) -> Any:
-        import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self._seed))
+def _ordered(choices: tuple[Knob, ...]) -> tuple[Knob, ...]:
+    """Numbers by size, so that neighbours are alike; anything else as the space lists it."""
+    if all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
+        return tuple(sorted(choices))
+    return choices
+
+
+def _configs(space: Space) -> list[dict[str, Knob]]:
+    """All valid configs, or of a huge space the default and a fixed random sample."""
+    chance = random.Random(0)
+    if space.product_size() <= MAX_PRODUCT:
+        found = list(space)
+        if len(found) <= MAX_POOL:
+            return found
+        return [found[0], *chance.sample(found[1:], MAX_POOL - 1)]
+    sample = {config_text(space.default()): space.default()}
+    for _ in range(MAX_PRODUCT):
+        config = {k: chance.choice(choices) for k, choices in space.knobs.items()}
+        if space.where(config):
+            sample[config_text(config)] = config
+        if len(sample) == MAX_POOL:
+            break
+    return list(sample.values())

@@ -18,8 +18,9 @@ from .budget import covers
 from .decide import Verdict, decide
 from .floor import floor_us
 from .outcome import Event, Outcome
-from .pool import Pool, Search
+from .pool import Pool
 from .provenance import provenance
+from .search import Search
 from .session import Site
 from .stats import low, speedup
 from .workers import Tried, Workers
@@ -76,8 +77,7 @@ def tune_shape(job: Job) -> Outcome:
         if config_text(row.config) in pool.index:
             job.rows[config_text(row.config)] = row
     limit = min(len(pool), job.trials or len(pool))
-    search = Search(pool, job.seed, _seeds(job),
-                    exhaustive=job.trials is not None and limit == len(pool))
+    search = Search(pool, job.seed, _seeds(job), budget=job.trials)
     for row in job.rows.values():
         search.tell(row.config, _log_ratio(row))
     site = Site(job.target.recipe(), job.op.name, dict(job.shape), job.seed)

@@ -59,7 +59,7 @@ def text_of(binary: bytes, where: str) -> tuple[str, bytes]:
 
 def _disassemble(machine: str, code: bytes, path: Path) -> Iterator[tuple[str, str]]:
     try:
-        import capstone  # type: ignore[import-untyped]
+        import capstone
     except ModuleNotFoundError:
         yield from _objdump(path)
         return

@@ -1,68 +1,56 @@
-"""The search: valid configs only, none twice, all of them when the pool is small."""
+"""The pool: valid configs only, in an order that means something, and the nearest of them."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from expertile.ops.space import Config, Space, config_text
-from expertile.opt.pool import Pool, Search
+from expertile.ops.space import Space, config_text
+from expertile.opt import pool as pools
+from expertile.opt.pool import Pool
 
-SPACE = Space({"a": (1, 2, 4, 8), "b": (True, False), "c": ("x", "y", "z"), "one": (5,),
+SPACE = Space({"a": (2, 8, 1, 4), "b": (True, False), "c": ("x", "y", "z"), "one": (5,),
                "d": tuple(range(6))}, lambda c: int(c["a"]) * int(c["d"]) <= 20)
 
 
-def _time(config: Config) -> float:
-    return abs(int(config["a"]) - 4) + int(config["d"]) / 2 + (config["c"] != "y") + 0.1
-
-
-@pytest.mark.parametrize("exhaustive", [True, False])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_valid_config_once(exhaustive: bool, seed: int) -> None:
+def test_exactly_the_valid_configs_default_first() -> None:
     pool = Pool(SPACE)
-    search, seen = Search(pool, seed, exhaustive=exhaustive), []
-    while (config := search.ask()) is not None:
-        assert SPACE.why_not(config) is None
-        seen.append(config_text(config))
-        search.tell(config, None if config["a"] == 8 else _time(config))
-    assert len(set(seen)) == len(seen) == len(pool) == len(list(SPACE))
-    assert seen[0] == config_text(SPACE.default())
+    assert pool.configs == list(SPACE) and pool.configs[0] == SPACE.default()
+    assert all(pool.index[config_text(c)] == i for i, c in enumerate(pool.configs))
+    assert len(pool.by_place) == len(pool) == 4 * 6 * 6 - 6 * 3
 
 
-def test_seeds_come_right_after_the_default_and_strangers_are_ignored() -> None:
-    seeds = [{"a": 4, "b": False, "c": "z", "one": 5, "d": 3}, {"a": 99}]
-    search = Search(Pool(SPACE), 0, seeds)
-    assert [search.ask() for _ in range(2)] == [SPACE.default(), seeds[0]]
+def test_numbers_are_ordered_by_size_and_words_are_not() -> None:
+    pool = Pool(SPACE)
+    assert pool.knobs == {"a": (1, 2, 4, 8), "b": (True, False), "c": ("x", "y", "z"),
+                          "d": tuple(range(6))}
+    assert pool.place({"a": 8, "b": False, "c": "y", "one": 5, "d": 2}) == [3, 1, 1, 2]
+    assert pool.rows.min() == 0.0 and pool.rows.max() == 1.0
 
 
-def test_the_model_finds_the_best_sooner_than_chance() -> None:
-    pool, ranks = Pool(SPACE), []
-    best = min(_time(c) for c in pool.configs)
-    for seed in range(6):
-        search, tried = Search(pool, seed), list[float]()
-        while best not in tried:
-            config = search.ask()
-            assert config is not None
-            tried.append(_time(config))
-            search.tell(config, tried[-1])
-        ranks.append(len(tried))
-    optima = sum(_time(c) == best for c in pool.configs)
-    by_chance = (len(pool) + 1) / (optima + 1)
-    assert sorted(ranks)[len(ranks) // 2] < by_chance
+def test_nearest_is_what_a_search_over_all_says() -> None:
+    pool, rng = Pool(SPACE), np.random.default_rng(0)
+    wanted = rng.integers(pool.sizes, size=(40, 4))
+    taken = rng.random(len(pool)) < 0.5
+    for row, got in zip(wanted, pool.nearest(wanted, taken), strict=True):
+        distance = np.abs(pool.rows - row / (pool.sizes - 1)).sum(axis=1)
+        assert not taken[got] and distance[got] == pytest.approx(distance[~taken].min())
+    valid = pool.nearest(pool.places)
+    assert valid.tolist() == list(range(len(pool)))
 
 
-def test_batches_are_asked_before_they_are_told() -> None:
-    search, pool = Search(Pool(SPACE), 0), Pool(SPACE)
-    for config in [search.ask() for _ in range(20)]:
-        assert config is not None
-        search.tell(config, _time(config))
-    batch = [search.ask() for _ in range(8)]
-    assert len({config_text(c) for c in batch if c is not None}) == 8
-    assert len(pool) > 28
+@pytest.mark.parametrize("product", [10_000, 10])
+def test_a_huge_space_is_sampled_and_keeps_its_default(
+        monkeypatch: pytest.MonkeyPatch, product: int) -> None:
+    monkeypatch.setattr(pools, "MAX_POOL", 30)
+    monkeypatch.setattr(pools, "MAX_PRODUCT", product)
+    pool = Pool(SPACE)
+    assert len(pool) == len(pool.index) == (30 if product == 10_000 else len(pool)) > 1
+    assert pool.configs[0] == SPACE.default()
+    assert all(SPACE.why_not(c) is None for c in pool.configs)
+    assert pool.configs == Pool(SPACE).configs
 
 
-def test_space_with_one_config() -> None:
-    search = Search(Pool(Space({"a": (1,)})), 0)
-    config = search.ask()
-    assert config == {"a": 1}
-    search.tell(config, 0.0)
-    assert search.ask() is None
+def test_a_space_of_one_config() -> None:
+    pool = Pool(Space({"a": (1,)}))
+    assert pool.configs == [{"a": 1}] and pool.knobs == {}

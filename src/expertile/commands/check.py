@@ -34,9 +34,14 @@ from .options import (
 
 
 def _facts(kernel: dict[str, Any]) -> str:
-    matrix = " ".join(f"{name}:{count}" for name, count in kernel.get("mma", {}).items())
-    return (f"{kernel.get('name', '?')} {kernel.get('registers', '-')} regs, "
-            f"{kernel.get('shared_bytes', '-')} B shared {matrix}").strip()
+    """What is worth a glance: registers and shared memory of a GPU, buffers of an NPU."""
+    if "registers" in kernel:
+        matrix = " ".join(f"{name}:{count}" for name, count in kernel["mma"].items())
+        said = f"{kernel['registers']} regs, {kernel['shared_bytes']} B shared {matrix}"
+    else:
+        said = ", ".join(f"{name.removesuffix('_bytes').upper()} {size} B"
+                         for name, size in kernel.items() if name.endswith("_bytes") and size)
+    return f"{kernel.get('name', '?')} {said}".strip()
 
 
 def _print(rows: list[dict[str, Any]], device: str) -> None:

@@ -87,6 +87,7 @@ def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
 
 
 def tune(
+    context: typer.Context,
     device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None, tp: Tp = 1,
     ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
     weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
@@ -101,6 +102,8 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Tune a model's operators for a device. Kill it at any time: it goes on where it stopped."""
+    if context.invoked_subcommand is not None:
+        return
     limit = parse_budget(budget, trials)
     dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
     work = shapes_of(dims, op, tokens, batch, ctx)

@@ -1,0 +1,220 @@
+"""a @ b.T by tiles: what GEMM programs share. Products run on the cube, casts on the vector cores.
+
+Operands become what the cube multiplies: float32 if any operand is (or if a float32 result hangs on
+scaled weights); the codes themselves where both are e4m3, as e4m3 or exact in float16; else
+bfloat16 with the weights' scales applied: that rounds each scaled weight to 8 bits, as a conversion
+at load would. Products of codes are scaled block by block of K in float32 (DeepSeek-V3 report,
+section 3.3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm.script.ir_builder import tirx as T
+
+from ..space import Config, Space
+from ..spec import Shape
+from .casts import word
+from .fp8 import decoded, stored
+from .tile import Kernel, constant
+
+if TYPE_CHECKING:
+    from ...targets.ascend.target import AscendTarget
+
+FP8 = "float8_e4m3fn"
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, FP8: 1}
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One product of tiles and how it is computed."""
+
+    n: int
+    k: int
+    a: str                           # dtypes as torch names them
+    w: str
+    out: str
+    scale_n: int                     # block of the weights' scales
+    scale_k: int
+    compute: str                     # what the cube multiplies
+    block_m: int
+    block_n: int
+    block_k: int
+
+    @property
+    def promoted(self) -> bool:
+        """Whether scales apply to products, not to operands."""
+        return self.a == self.w == FP8
+
+    @property
+    def unit(self) -> float:
+        """What a product of codes must be multiplied by: float16 holds each divided by 256."""
+        return 65536.0 if self.compute == "float16" else 1.0
+
+    @property
+    def ragged_k(self) -> bool:
+        """Whether the last block of K is not full: what lies past it must be 0."""
+        return self.k % self.block_k != 0
+
+
+def compute_of(target: AscendTarget, shape: Shape) -> str:
+    """What the cube multiplies."""
+    a, w, out = str(shape["a_dtype"]), str(shape["w_dtype"]), str(shape["out_dtype"])
+    if "float32" in (a, w) or (out == "float32" and FP8 in (a, w) and a != w):
+        return "float32"
+    if a == w == FP8:
+        return FP8 if target.fp8 == "native" else "float16"
+    return "bfloat16"
+
+
+def gemm_of(target: AscendTarget, shape: Shape, config: Config) -> Gemm:
+    """The product of a shape with a config's tiles."""
+    return Gemm(int(shape["n"]), int(shape["k"]), str(shape["a_dtype"]), str(shape["w_dtype"]),
+                str(shape["out_dtype"]), int(shape["block_n"]), int(shape["block_k"]),
+                compute_of(target, shape), *(int(config[b]) for b in ("block_m", "block_n",
+                                                                      "block_k")))
+
+
+def tile_space(target: AscendTarget, shape: Shape, rows: int) -> Space:
+    """Tiles and compiler switches; what exceeds the chip is left to the compiler to refuse.
+
+    A tile of scaled weights lies in one column of scale blocks and one row of them.
+    """
+    compute, n, k = compute_of(target, shape), int(shape["n"]), int(shape["k"])
+    scaled = FP8 in (str(shape["a_dtype"]), str(shape["w_dtype"]))
+    widths = [b for b in (128, 64, 256, 32) if b < 2 * max(n, 32)]
+    depths = [b for b in (128, 256, 64, 512) if b < 2 * max(k, 32)]
+    if scaled:
+        widths = _dividing(widths, int(shape["block_n"]))
+        depths = _dividing(depths, int(shape["block_k"]))
+    if compute == "float32":         # a float32 tile of L1 is twice as large
+        depths = sorted(depths)
+    heights = [b for b in (128, 64, 32, 16, 256)]
+    first = next((b for b in (16, 32, 64, 128) if b >= rows), 128)
+    heights.sort(key=lambda b: (b != first, abs(b - first)))
+    return Space(
+        {"block_m": tuple(heights), "block_n": tuple(widths), "block_k": tuple(depths),
+         "double_buffer": (True, False), "workspace_buffers": (2, 1, 4)},
+        lambda c: compute != "bfloat16" or scaled or c["workspace_buffers"] == 2)
+
+
+def _dividing(sizes: list[int], block: int) -> list[int]:
+    return [s for s in sizes if block % s == 0] or [block]
+
+
+def gemm_flags(config: Config) -> dict[str, str]:
+    """The compiler flags of a config."""
+    return {"enable_auto_multi_buffer": word(config["double_buffer"]),
+            "set_workspace_multibuffer": str(config["workspace_buffers"])}
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of a program; scales are None for plain operands."""
+
+    a: Any                           # [rows, K]
+    a_scale: Any
+    b: Any                           # [experts * N, K]
+    b_scale: Any                     # [experts * ceil(N / scale_n), ceil(K / scale_k)]
+    out: Any                         # [rows, N]
+
+
+def operands(k: Kernel, target: AscendTarget, g: Gemm, rows: Any, experts: Any,
+             out: tuple[Any, Any] | None = None) -> Operands:
+    """Declare the tensors, in the order of the operators' arguments; out is [rows, n] if None."""
+    scales_n, scales_k = -(-g.n // g.scale_n), -(-g.k // g.scale_k)
+    a = k.tensor("a", (rows, g.k), stored(target, g.a))
+    a_scale = k.tensor("a_scale", (rows, scales_k), "float32") if g.a == FP8 else None
+    b = k.tensor("b", (experts * g.n, g.k), stored(target, g.w))
+    b_scale = (k.tensor("b_scale", (experts * scales_n, scales_k), "float32") if g.w == FP8
+               else None)
+    return Operands(a, a_scale, b, b_scale, k.tensor("out", out or (rows, g.n), g.out))
+
+
+def product(k: Kernel, g: Gemm, t: Operands, row: Callable[[Any], Any], count: Any, expert: Any,
+            column: Any, columns: Any = None) -> Any:
+    """A float32 tile of `count` rows a[row(i)] times the block_n weights from `column` on.
+
+    Only the first `columns` of these weights are read; by default all that an expert has. A column
+    that is no multiple of block_n may lie in two blocks of scales: pass `columns` then.
+    """
+    one_scale = columns is None
+    columns = g.n - column if columns is None else columns
+    acc = k.fill((g.block_m, g.block_n), "float32", 0)
+    scales_n = -(-g.n // g.scale_n)
+    with k.loop(-(-g.k // g.block_k)) as step:
+        first = step * g.block_k
+        at_k = first // g.scale_k
+
+        def scale_a(i: Any) -> Any:
+            return t.a_scale[row(i), at_k]
+
+        def scale_b(j: Any) -> Any:
+            at = column // g.scale_n if one_scale else (column + j) // g.scale_n
+            return t.b_scale[expert * scales_n + at, at_k]
+
+        a = _operand(k, g, g.a, t.a, row, first, (g.block_m, g.block_k), count,
+                     scale_a if t.a_scale is not None else None)
+        b = _operand(k, g, g.w, t.b, lambda j: expert * g.n + column + j, first,
+                     (g.block_n, g.block_k), columns,
+                     scale_b if t.b_scale is not None else None, one_scale)
+        if not g.promoted:
+            k.matmul(acc, a, b, transposed=True)
+        else:
+            part = k.fill((g.block_m, g.block_n), "float32", 0)
+            k.matmul(part, a, b, transposed=True)
+            raw = k.new((g.block_m,), "float32", scale_a, lambda i: i < count)
+            scale = raw if g.unit == 1.0 else k.new((g.block_m,), "float32", lambda i:
+                                                    raw[i] * T.float32(g.unit))
+            if one_scale:
+                k.put(acc, lambda i, j: acc[i, j] + part[i, j] * (scale[i] * scale_b(j)))
+            else:
+                of_column = k.new((g.block_n,), "float32", scale_b, lambda j: j < columns)
+                k.put(acc, lambda i, j: acc[i, j] + part[i, j] * (scale[i] * of_column[j]))
+    return acc
+
+
+def _operand(k: Kernel, g: Gemm, dtype: str, tensor: Any, row: Callable[[Any], Any], first: Any,
+             shape: tuple[int, int], count: Any, scale: Callable[[Any], Any] | None,
+             one_scale: bool = False) -> Any:
+    """A tile of one operand as the cube takes it; rows past `count` hold anything."""
+    held = str(tensor.dtype)
+
+    def there(i: Any, c: Any) -> Any:
+        return T.And(i < count, first + c < g.k) if g.ragged_k else i < count
+
+    if g.ragged_k:
+        raw = k.new(shape, held, lambda i, c: T.if_then_else(
+            there(i, c), tensor[row(i), first + c], constant(0, held)))
+    else:
+        raw = k.new(shape, held, lambda i, c: tensor[row(i), first + c], there)
+    if dtype == g.compute:
+        return raw
+    if g.promoted:
+        return decoded(k, shape, lambda i, c: raw[i, c], "float16")
+    if dtype != FP8:
+        return k.new(shape, g.compute, lambda i, c: T.Cast(g.compute, raw[i, c]))
+    if held == FP8:
+        wide = k.new(shape, "float32", lambda i, c: T.Cast("float32", raw[i, c]))
+    else:
+        wide = decoded(k, shape, lambda i, c: raw[i, c], "float32")
+    assert scale is not None
+    if one_scale:
+        scaled = k.new(shape, "float32", lambda i, c: wide[i, c] * scale(i))
+    else:
+        of_row = k.new((shape[0],), "float32", scale, lambda i: i < count)
+        scaled = k.new(shape, "float32", lambda i, c: wide[i, c] * of_row[i])
+    if g.compute == "float32":
+        return scaled
+    return k.new(shape, g.compute, lambda i, c: T.Cast(g.compute, scaled[i, c]))
+
+
+def write(k: Kernel, g: Gemm, t: Operands, acc: Any, row: Callable[[Any], Any], count: Any,
+          column: Any) -> None:
+    """Store the `count` rows of a product."""
+    k.store(t.out, (g.block_m, g.block_n), lambda i, j: (row(i), column + j),
+            lambda i, j: T.Cast(g.out, acc[i, j]) if g.out != "float32" else acc[i, j],
+            lambda i, j: T.And(i < count, column + j < g.n))

@@ -1,0 +1,178 @@
+"""An Ascend NPU as a target: lowerings launch tile programs, which are compiled or emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ...ops.space import Config
+from ...ops.spec import Operator, Shape
+from .. import examination
+from ..base import Evidence, Examined, Figure, FromLowering, Recipe, Verdict
+from . import examine
+from .compiler import compiler_version, unusable
+from .devices import Device, aliases
+from .launches import Launch, emulate, record, simulate_on
+
+Mode = Literal["compile", "emulate", "simulate"]
+
+
+@cache
+def tvm_version() -> str:
+    """Of the installed package, or "absent"."""
+    try:
+        return version("apache-tvm")
+    except PackageNotFoundError:
+        return "absent"
+
+
+@dataclass(frozen=True)
+class AscendTarget(FromLowering):
+    """An NPU that kernels are compiled for ("compile"), or whose kernels this CPU executes.
+
+    "emulate" runs the MLIR that the compiler gets: it says what a kernel computes, nothing of the
+    device. "simulate" runs what the compiler made of it, address by address (910B, small shapes).
+    """
+
+    npu: Device
+    mode: Mode
+    cache_dir: Path
+    name: str = "ascend"
+    lang: str = "ascend"
+    recorded: list[Launch] | None = field(default=None, compare=False)
+
+    @property
+    def arch(self) -> str:
+        """The device's name: "ascend910b3"."""
+        return self.npu.arch
+
+    @property
+    def device(self) -> str:
+        """What a record's validity depends on."""
+        npu = self.npu
+        return (f"{npu.arch}-{npu.family}-{npu.cube_cores}c{npu.vector_cores}v-"
+                f"ub{npu.ub >> 10}-l0c{npu.l0c >> 10}")
+
+    @property
+    def torch_device(self) -> str:
+        """Where tensors must live."""
+        return "meta" if self.mode == "compile" else "cpu"
+
+    @property
+    def computes(self) -> bool:
+        """Whether kernels write results, be it slowly on this CPU."""
+        return self.mode != "compile"
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other ways to write the device."""
+        return aliases(self.npu)
+
+    @property
+    def fp8(self) -> Literal["native", "bits"]:
+        """e4m3fn in hardware, or as bytes that the vector cores decode."""
+        return "native" if self.npu.has_fp8 else "bits"
+
+    @property
+    def cores(self) -> int:
+        """Cube cores."""
+        return self.npu.cube_cores
+
+    @property
+    def vector_cores(self) -> int:
+        """Vector cores."""
+        return self.npu.vector_cores
+
+    @property
+    def ub_bytes(self) -> int:
+        """Unified buffer of a vector core."""
+        return self.npu.ub
+
+    @property
+    def l1_bytes(self) -> int:
+        """L1 of a cube core."""
+        return self.npu.l1
+
+    @property
+    def l0c_bytes(self) -> int:
+        """The cube's accumulators."""
+        return self.npu.l0c
+
+    def toolchain(self) -> dict[str, str]:
+        """Versions that change the generated text."""
+        return {"ascendnpu-ir": compiler_version(), "tvm": tvm_version(), "hivmc": "absent"}
+
+    def available(self) -> str | None:
+        """Why no kernel runs here and what to do about it."""
+        if find_spec("tvm") is None:
+            return "TVM is not installed; run: pip install 'expertile[ascend]'"
+        return unusable() or (
+            f"no kernel can run on {self.npu.name} here: kernels are compiled to the input of "
+            "CANN's hivmc; on a machine with the device, CANN finishes them")
+
+    def evidence(self) -> Evidence:
+        """Lowered and accepted by the device's compiler, never run on a device."""
+        ready = find_spec("tvm") is not None and unusable() is None
+        return "L1 lowered" if ready else "L0 described"
+
+    def limits(self) -> Mapping[str, Figure]:
+        """What public sources state."""
+        return self.npu.peaks()
+
+    def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict:
+        """A config must belong to its space; what fits the chip shows once it is compiled."""
+        why = self.space(op, shape).why_not(config)
+        return Verdict(why is None, why or "")
+
+    def launch(self, program: Any, grid: tuple[int, ...], *args: Any, **flags: str) -> None:
+        """Run a tile program (a PrimFunc) for every block of `grid`; none for an empty grid.
+
+        `flags` are the compiler's own, with "_" for "-".
+        """
+        made = Launch.of(program, grid, args, flags)
+        if 0 in made.grid:
+            return
+        if self.recorded is not None:
+            self.recorded.append(made)
+        elif self.mode == "emulate":
+            emulate(made)
+        elif self.mode == "simulate":
+            simulate_on(made, self.npu)
+        else:
+            raise ValueError(self.available())
+
+    def launches(self, op: Operator, shape: Shape, config: Config) -> tuple[Launch, ...]:
+        """What one call of a kernel launches, on tensors without data."""
+        return record(self, op, shape, config)
+
+    def recording(self, into: list[Launch]) -> AscendTarget:
+        """The same target, but launches are only listed."""
+        return replace(self, recorded=into)
+
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """Compile in this process (the compiler itself is a child) and keep what it says."""
+        path = examine.path_of(self, op, shape, config)
+        found = examination.load(path)
+        if found is None:
+            found = examine.examine_here(self, op, shape, config)
+            examination.keep(path, found)
+        return found
+
+    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """What the compiler says of a config, and the memory plan; kept on disk."""
+        found = examination.load(examine.path_of(self, op, shape, config))
+        return found or examination.in_child(self, op, shape, config)
+
+    def recipe(self) -> Recipe:
+        """How a child process makes this target again."""
+        return (f"{__package__}:target", {"unit": self.npu.name, "mode": self.mode,
+                                          "cache_dir": str(self.cache_dir)})
+
+    def time_us(self, fn: Callable[[], object], inner: int) -> float:
+        """No clock of an NPU is here: emulation says nothing of its speed."""
+        raise ValueError(f"{self.npu.name} cannot be timed here: {self.available()}")

@@ -1,0 +1,74 @@
+"""Casts, activation and cache write for Ascend: as MLIR on the CPU, and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expertile import ops, targets
+from expertile.ops.mla_decode import unpack_fp8
+from expertile.ops.numerics import mismatch
+from expertile.opt.checks import run_once
+
+from .ascend_cases import C220, C310, drawn, examined, first_mismatch, need_tools, v3
+
+need_tools()
+
+CASTS = ("per_token_group_quant_fp8", "silu_mul_quant_fp8", "silu_mul_quant_fp8_masked",
+         "per_block_quant_fp8", "weight_dequant", "silu_mul")
+
+
+@pytest.mark.parametrize("device", (C220, C310))
+@pytest.mark.parametrize("name", CASTS)
+def test_values(device: str, name: str) -> None:
+    shapes = ops.load(name).odd_shapes
+    shape = shapes[0 if device == C220 else -1]
+    assert (why := first_mismatch(device, name, shape)) is None, why
+
+
+@pytest.mark.parametrize("name", ("per_token_group_quant_fp8", "silu_mul"))
+def test_configs_agree(name: str) -> None:
+    shape = ops.load(name).odd_shapes[1]
+    for config in drawn(C220, name, shape, 2):
+        assert (why := first_mismatch(C220, name, shape, config)) is None, why
+
+
+def test_cache_write() -> None:
+    op = ops.load("mla_kv_append")
+    for device, shape in ((C220, op.odd_shapes[1]), (C310, op.odd_shapes[4])):
+        assert (why := first_mismatch(device, op.name, shape)) is None, why
+
+
+@pytest.mark.parametrize("device", (C220, C310))
+def test_fp8_cache_write(device: str) -> None:
+    """Sums of squares are float32 here and float64 in the definition: codes may be one apart."""
+    op = ops.load("mla_kv_append")
+    shape = op.odd_shapes[2]
+    target = targets.load("ascend", unit=device, mode="emulate")
+    kernel = target.build_kernel(op, shape, target.space(op, shape).default())
+    dv = int(shape["kv_lora"])
+    for case, args in op.cases(shape, 0):
+        (got,), (want,) = run_once(kernel, op, args), run_once(op.reference, op, args)
+        written = (got != args[4]).any(-1) | (want != args[4]).any(-1)
+        g, w = unpack_fp8(got[written], dv), unpack_fp8(want[written], dv)
+        assert mismatch(g, w, 2.0**-4) is None, case
+        assert int((got != want).sum()) <= 0.005 * got.numel(), case
+
+
+@pytest.mark.parametrize("device", (C220, C310))
+@pytest.mark.parametrize("name", (*CASTS, "mla_kv_append"))
+def test_the_compiler_takes_the_default(device: str, name: str, tmp_path: Path) -> None:
+    seen = examined(device, name, v3(name, last=True), tmp_path)
+    assert seen.legal and not seen.warnings, seen.reason
+    assert seen.evidence == "L1 lowered" and seen.modelled_us is None
+    for kernel in seen.kernels:
+        assert kernel["task_type"] == "vector" and kernel["ub_bytes"] > 0 and kernel["calls"]
+        assert max(b["address"] + b["size"] for b in kernel["plan"]) == kernel["ub_bytes"]
+
+
+def test_too_many_rows_are_refused_with_numbers(tmp_path: Path) -> None:
+    shape = {**v3("silu_mul", last=True)}
+    seen = examined(C220, "silu_mul", shape, tmp_path, {"rows": 16, "columns": 1024})
+    assert not seen.legal and seen.evidence == "L0 described"
+    assert "ub overflow: needs" in seen.reason and "of 1572864 bits" in seen.reason
