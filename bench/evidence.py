@@ -54,7 +54,8 @@ def _summary(found: list[Checked]) -> dict[str, Any]:
 def timed_archs() -> dict[str, int]:
     """Shipped records that were timed on a device, by arch."""
     found = {}
-    for path in files("expertile.tuning_db").joinpath("records").iterdir():
+    shipped = files("expertile.tuning_db").joinpath("records")
+    for path in shipped.iterdir() if shipped.is_dir() else ():   # empty folders are not in git
         if path.name.endswith(".jsonl"):
             rows = [json.loads(line) for line in path.read_text().splitlines() if line]
             found[path.name.removesuffix(".jsonl")] = sum(

@@ -39,6 +39,7 @@ _NO_MEMORY = ("bad_alloc", "out of memory", "cannot allocate memory", "cannot ma
               "failed to map", "resource temporarily unavailable")
 # The second is a compiler of its own; the first would start it for a 950, and hide how it ended.
 _COMPILERS: Mapping[Family, str] = {"c220": "bishengir-compile", "c310": "bishengir-compile-a5"}
+_START_GB = 0.2                      # measured: it starts from 0.11 on, and dies mute below
 _EXPECTED = ("External hivmc run fails", "Failed to run BiShengHIR pipeline")
 
 
@@ -134,7 +135,7 @@ def compile_module(module: str, device: Device, flags: Mapping[str, str] | None 
     if run.status is None:
         return Refused(f"the compiler ran longer than {timeout_s:g} s and was killed", "timeout")
     if run.status < 0 or not text:
-        return _refusal(run)
+        return _refusal(run, memory_gb)
     fallbacks = tuple(_FALLBACK.findall(run.output))
     if fallbacks and not fallback:
         return Refused(f"compiled only after a fallback: {'; '.join(fallbacks)}", "illegal")
@@ -145,7 +146,7 @@ def compile_module(module: str, device: Device, flags: Mapping[str, str] | None 
         return Refused(f"the compiler's module could not be read: {e}", "build_error")
 
 
-def _refusal(run: _Run) -> Refused:
+def _refusal(run: _Run, memory_gb: float) -> Refused:
     """Name the reason of a compile that left no module."""
     if overflows := _OVERFLOW.findall(run.output):   # of several tries the last asks the least
         space, need, have = overflows[-1]
@@ -156,6 +157,8 @@ def _refusal(run: _Run) -> Refused:
     errors = [e for e in _ERROR.findall(run.output) if not e.startswith(_EXPECTED)]
     said = [line for line in run.output.strip().splitlines() if not _STACK.match(line)]
     how = errors[0] if errors else " | ".join(said[-2:]) or "no output"
+    if run.status is not None and run.status < 0 and not said and memory_gb < _START_GB:
+        return Refused("the memory limit does not let the compiler start", "oom")
     if run.status is not None and run.status < 0:
         return Refused(f"the compiler died ({signal.Signals(-run.status).name}): {how}",
                        "build_error")
