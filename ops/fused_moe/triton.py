@@ -23,8 +23,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .._triton.fp8 import codes
-from .._triton.gemm import modes, scale_strides
+from .._triton.gemm import held, modes, scale_strides
 from .._triton.gemm_space import options
 from .._triton.moe import LED_PAIRS, Plan, sort_pairs
 from ..numerics import as_dtype
@@ -158,13 +157,13 @@ class _Moe:
                         device=x.device)
         h_scale = torch.empty((pairs, groups), dtype=torch.float32,
                               device=x.device) if self.w8a8 else None
-        to = codes_of(h, self.target)
+        to = held(h, self.target.fp8)
         if not self.fused:
             to = torch.empty((splits, pairs, 2 * inter), dtype=torch.float32, device=x.device)
         self.target.launch(
             gemm_up, (rows.tiles * triton.cdiv(inter, self.size("block_n") // 2), splits),
-            codes_of(x, self.target), x_scale, codes_of(w, self.target),
-            w_scale, rows.ids, rows.table, to, h_scale, *rows.args, inter, k, groups,
+            held(x, self.target.fp8), x_scale, held(w, self.target.fp8), w_scale,
+            rows.ids, rows.table, to, h_scale, *rows.args, inter, k, groups,
             *x.stride(), scale_strides(x_scale, 2)[0], *w.stride(), *scale_strides(w_scale, 3),
             pairs * 2 * inter, TOP_K=self.size("top_k"), LED=rows.led,
             SPLIT_K=self.part if splits > 1 else 0, FUSED=self.fused,
@@ -176,7 +175,7 @@ class _Moe:
             count = max(_SUMMED // width, 1)
             self.target.launch(
                 act, (pairs, triton.cdiv(triton.cdiv(inter, group), count)), to, rows.ids,
-                codes_of(h, self.target), h_scale, inter, groups,
+                held(h, self.target.fp8), h_scale, inter, groups,
                 pairs * 2 * inter, E=self.size("e"), SPLITS=splits, GROUP=group, WIDTH=width,
                 COUNT=count, QUANT=self.w8a8, FP8=self.target.fp8, num_warps=4)
         return h, h_scale
@@ -188,8 +187,8 @@ class _Moe:
         y = torch.empty((rows.plan.pairs, n), dtype=dtype, device=h.device)
         self.target.launch(
             gemm_down, (rows.tiles * triton.cdiv(n, self.size("block_n")),),
-            codes_of(h, self.target), h_scale, codes_of(w, self.target),
-            w_scale, rows.ids, rows.table, y, *rows.args, n, inter,
+            held(h, self.target.fp8), h_scale, held(w, self.target.fp8), w_scale,
+            rows.ids, rows.table, y, *rows.args, n, inter,
             triton.cdiv(inter, self.group), *w.stride(), *scale_strides(w_scale, 3),
             LED=rows.led, **self.gemm(h, w, dtype, inter))
         return y
@@ -208,11 +207,6 @@ class _Moe:
                            y, weights, ids, out, tokens, n, *out.stride(), E=self.size("e"),
                            TOP_K=self.size("top_k"), ROWS=_SUMMED_ROWS, BLOCK=_SUMMED,
                            num_warps=4)
-
-
-def codes_of(x: Tensor, target: GridTarget) -> Tensor:
-    """A tensor as kernels take it."""
-    return codes(x, target.fp8) if x.dtype == torch.float8_e4m3fn else x
 
 
 def build(target: GridTarget, shape: Shape, config: Config) -> Kernel:
