@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,25 @@ def _let_allocate() -> None:
     _may_allocate.set(True)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], meta: Mapping[str, Any]
-           ) -> None:
-    """Run a kernel; BuildError when it does not compile or asks for more than the GPU has."""
+@cache                               # on the path of every launch: imported once
+def _errors() -> tuple[type[Exception], type[Exception]]:
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources
 
+    return CompilationError, OutOfResources
+
+
+def launch(kernel: Any, grid: tuple[int, ...], args: Sequence[Any], meta: Mapping[str, Any]
+           ) -> None:
+    """Run a kernel; BuildError when it does not compile or asks for more than the GPU has."""
+    compilation_error, out_of_resources = _errors()
     if not _may_allocate.get():
         _let_allocate()
     try:
         kernel[grid](*args, **meta)
-    except CompilationError as e:
+    except compilation_error as e:
         raise BuildError(f"{kernel.__name__}: {e}", "build_error") from e
-    except OutOfResources as e:
+    except out_of_resources as e:
         raise BuildError(f"{kernel.__name__}: {e}", "illegal") from e
 
 

@@ -1,4 +1,8 @@
-"""The AMD GPUs that Triton compiles for: limits by arch, figures by product."""
+"""The AMD GPUs that Triton compiles for: limits by arch, figures by product.
+
+A source is what a figure is published in; the figures were taken from tables that quote it, and
+the documents themselves were not opened for this file.
+"""
 
 from __future__ import annotations
 
