@@ -139,6 +139,8 @@ class VectorTarget(Target, Protocol):
     @property
     def lanes(self) -> int: ...                  # float32 lanes of a vector register
     @property
+    def dots(self) -> tuple[str, ...]: ...       # dot products: vnni, bf16, amx, sdot
+    @property
     def threads(self) -> int: ...
 
     def compile(self, op_name: str, static: Shape, config: Config) -> Artifact: ...

@@ -15,12 +15,13 @@ from ...ops.space import Config
 from ...ops.spec import Operator, Shape
 from ...opt.check import kernels_of
 from ...targets.base import BuildError, Target
+from ...targets.cpu.levels import LEVELS
 from ...tuning_db.record import Record
 from ...tuning_db.shipped import read_lines, shipped_files
 from ..suite import case_name
 from .disasm import facts as instructions_of
 
-CPU_ARCHS = ("x86-avx512", "x86-avx2", "x86", "aarch64")
+CPU_ARCHS = tuple(LEVELS)
 CPU_THREADS = "2"                    # part of the generated code, so not this machine's number
 GPU_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950")
 ASYNC = ("LDGSTS", "UTMALDG", "load_to_lds")     # copies that run beside the arithmetic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,27 +12,12 @@ from os import sched_getaffinity
 from pathlib import Path
 from shutil import which
 
-import torch
-
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
 from ..base import Artifact, Evidence, Examined, Figure, FromLowering, Recipe, Verdict
 from . import artifacts
 from . import limits as measured
-
-# LLVM's name of a feature level, not of this machine: an artifact is the same on every host of it.
-_MCPU = {"x86-avx512": "x86-64-v4", "x86-avx2": "x86-64-v3", "x86": "x86-64-v2",
-         "aarch64": "generic"}
-_LANES = {"x86-avx512": 16, "x86-avx2": 8, "x86": 4, "aarch64": 4}
-
-
-@cache
-def host_arch() -> str:
-    """This CPU's feature level, as torch reports it."""
-    if platform.machine() in ("aarch64", "arm64"):
-        return "aarch64"
-    level = torch.backends.cpu.get_cpu_capability()
-    return {"AVX512": "x86-avx512", "AVX2": "x86-avx2"}.get(level, "x86")
+from .levels import LEVELS, Level, host_arch
 
 
 @cache
@@ -64,18 +48,23 @@ class CpuTarget(FromLowering):
         return f"{self.arch}-t{self.threads}"
 
     @property
-    def mcpu(self) -> str:
-        """LLVM's CPU level for this arch."""
-        return _MCPU[self.arch]
+    def level(self) -> Level:
+        """What compilers may assume."""
+        return LEVELS[self.arch]
 
     @property
     def lanes(self) -> int:
         """float32 lanes of one vector register."""
-        return _LANES[self.arch]
+        return self.level.lanes
+
+    @property
+    def dots(self) -> tuple[str, ...]:
+        """The dot-product instructions at hand: vnni, bf16, amx, sdot."""
+        return self.level.dots
 
     def toolchain(self) -> dict[str, str]:
         """Versions and flags that change the generated code."""
-        return {"tvm": _tvm_version(), "mcpu": self.mcpu,
+        return {"tvm": _tvm_version(), "mcpu": ",".join((self.level.mcpu, *self.level.mattr)),
                 "disabled_passes": ",".join(artifacts.DISABLED_PASSES)}
 
     def available(self) -> str | None:
@@ -84,7 +73,7 @@ class CpuTarget(FromLowering):
             return "TVM is not installed; run: pip install 'expertile[cpu]'"
         if not (which("c++") or which("g++") or which("clang++")):
             return "no C++ compiler links kernels; install one, for example: apt-get install g++"
-        if self.arch != host_arch():
+        if not self.level.runs_here():
             return f"this machine is {host_arch()}, not {self.arch}"
         return None
 
@@ -142,4 +131,6 @@ def target(unit: str = "", cache_dir: str | Path | None = None,
         from platformdirs import user_cache_path
 
         cache_dir = user_cache_path("expertile")
+    if arch is not None and arch not in LEVELS:
+        raise ValueError(f"unknown CPU level {arch!r}; there are {', '.join(LEVELS)}")
     return CpuTarget(threads or len(sched_getaffinity(0)), Path(cache_dir), arch or host_arch())

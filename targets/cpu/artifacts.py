@@ -84,7 +84,7 @@ def build_artifact(arch: str, threads: int, cache_dir: str, op_name: str, static
     target = CpuTarget(threads, Path(cache_dir), arch)
     path = artifact_path(target, op_name, static, config)
     functions = lowering(op_name, target.lang).lower(target, static, config)
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu, "num-cores": threads})
+    llvm = tvm.target.Target(target.level.llvm(threads))
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / "kernel.so"
         with tvm.transform.PassContext(opt_level=3, disabled_pass=list(DISABLED_PASSES)):

@@ -111,7 +111,7 @@ def measure(threads: int, arch: str, seconds: float = 0.8) -> dict[str, Any]:
     target = CpuTarget(threads, Path(), arch)
     megabytes = _buffer_mb()
     row = (megabytes << 18) // (threads * STREAMS) // 1024 * 1024
-    llvm = tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu, "num-cores": threads})
+    llvm = tvm.target.Target(target.level.llvm(threads))
     with tempfile.TemporaryDirectory() as scratch:
         built = Path(scratch) / "limits.so"
         module = tvm.IRModule({"read": read_kernel(threads, STREAMS, row, target.lanes),

@@ -1,0 +1,75 @@
+"""Feature levels of CPUs: what LLVM may assume, and which dot-product instructions there are."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature level: an artifact is the same on every CPU that has all of it."""
+
+    machine: str                     # platform.machine() of such hosts
+    mcpu: str                        # LLVM's name of a level, not of this machine
+    lanes: int                       # float32 lanes of a vector register
+    mattr: tuple[str, ...] = ()      # LLVM features beyond mcpu
+    dots: tuple[str, ...] = ()       # vnni: u8 x s8; bf16: pairs; amx: tiles; sdot: s8 x s8
+    needs: tuple[str, ...] = ()      # what torch.cpu.get_capabilities() must say
+    triple: str = ""                 # to compile for it elsewhere
+
+    def llvm(self, threads: int) -> dict[str, Any]:
+        """TVM's description of a target of this level."""
+        kind: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu, "num-cores": threads}
+        if self.mattr:
+            kind["mattr"] = list(self.mattr)
+        return kind
+
+    def runs_here(self) -> bool:
+        """Whether this machine has all of it."""
+        if platform.machine() not in (self.machine, _ALSO.get(self.machine)):
+            return False
+        has = _capabilities()
+        return all(has.get(name, False) for name in self.needs)
+
+
+_ALSO = {"aarch64": "arm64", "x86_64": "AMD64"}
+_AVX2 = ("avx2", "fma3", "f16c", "bmi2")
+_V4 = (*_AVX2, "avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
+_VNNI, _BF16 = (*_V4, "avx512_vnni"), (*_V4, "avx512_vnni", "avx512_bf16")
+_ARM = "aarch64-linux-gnu"
+
+# Best first within a machine: the first that runs here is the host's.
+LEVELS = {
+    "x86-amx": Level("x86_64", "x86-64-v4", 16,
+                     ("+avx512vnni", "+avx512bf16", "+amx-tile", "+amx-int8", "+amx-bf16"),
+                     ("vnni", "bf16", "amx"), (*_BF16, "amx_tile", "amx_int8", "amx_bf16")),
+    "x86-avx512-bf16": Level("x86_64", "x86-64-v4", 16, ("+avx512vnni", "+avx512bf16"),
+                             ("vnni", "bf16"), _BF16),
+    "x86-avx512-vnni": Level("x86_64", "x86-64-v4", 16, ("+avx512vnni",), ("vnni",), _VNNI),
+    "x86-avx512": Level("x86_64", "x86-64-v4", 16, (), (), _V4),
+    "x86-avx2": Level("x86_64", "x86-64-v3", 8, (), (), _AVX2),
+    "x86": Level("x86_64", "x86-64-v2", 4),
+    # ARMv8.2 with the dot products and float16 arithmetic that Kunpeng 920 and Graviton 2 have
+    "aarch64-dotprod": Level("aarch64", "generic", 4, ("+v8.2a", "+dotprod", "+fullfp16"),
+                             ("sdot",), ("dot", "fp16_arith"), _ARM),
+    "aarch64": Level("aarch64", "generic", 4, triple=_ARM),
+}
+
+
+@cache
+def _capabilities() -> dict[str, bool]:
+    return {name: bool(value) for name, value in torch.cpu.get_capabilities().items()}
+
+
+@cache
+def host_arch() -> str:
+    """The best level of this machine."""
+    for name, level in LEVELS.items():
+        if level.runs_here():
+            return name
+    raise ValueError(f"CPUs are x86_64 or aarch64 here, this is {platform.machine()}")
