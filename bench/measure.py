@@ -141,7 +141,8 @@ def _measure_case(spec: CaseSpec, suite: Suite, sides: Sequence[Side], plan: Pla
     return row
 
 
-def _tool() -> str:
+def tool_version() -> str:
+    """Ours, for the record."""
     try:
         return version("expertile")
     except PackageNotFoundError:
@@ -169,7 +170,7 @@ def measure(suite: Suite, trees: Mapping[str, Tree], plan: Plan, env: Mapping[st
                 done(cases[-1])
     return Result(
         here(head["device"], head["threads"]), {n: a["toolchain"] for n, a in about.items()},
-        tuple(cases), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), _tool(), command,
+        tuple(cases), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), tool_version(), command,
         {name: tree.revision for name, tree in trees.items()}, head["limits"],
         {"rounds": plan.rounds, "block": plan.block, "seed": plan.seed, "configs": suite.configs,
          "sample_us": SAMPLE_US}, tuple(anchor))

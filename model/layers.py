@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import fused_moe, gemm_nt, moe_route, per_token_group_quant_fp8, silu_mul
+from .. import (
+    fused_moe,
+    gemm_nt,
+    moe_route,
+    per_token_group_quant_fp8,
+    per_token_group_quant_int8,
+    silu_mul,
+)
 from .config import RoutingConfig
 from .weights import Operand
 
@@ -31,17 +38,19 @@ class RMSNorm:
 class Linear:
     """x @ weight.T in x's dtype or another; the weight is read as it is stored."""
 
-    weight: Operand                  # [N, K] plain, or FP8 with scales
-    block: int = 128                 # rows and columns per scale
-    w8a8: bool = False               # cast the activations to FP8 too
+    weight: Operand                  # [N, K] plain, or FP8 or int8 with scales
+    block: tuple[int, int] = (128, 128)          # rows and columns per scale
+    w8a8: bool = False               # cast the activations like the weight
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         # x [T, K] -> [T, N]
-        shape, out_dtype = (self.block, self.block), out_dtype or x.dtype
+        out_dtype = out_dtype or x.dtype
         if self.w8a8 and not isinstance(self.weight, Tensor):
-            pair = per_token_group_quant_fp8(x, group_size=self.block)
-            return gemm_nt(pair, self.weight, out_dtype=out_dtype, block_shape=shape)
-        return gemm_nt(x, self.weight, out_dtype=out_dtype, block_shape=shape)
+            cast = (per_token_group_quant_int8 if self.weight[0].dtype == torch.int8
+                    else per_token_group_quant_fp8)
+            pair = cast(x, group_size=self.block[1])
+            return gemm_nt(pair, self.weight, out_dtype=out_dtype, block_shape=self.block)
+        return gemm_nt(x, self.weight, out_dtype=out_dtype, block_shape=self.block)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class MoE:
     w1: Operand                      # [E, 2I, D]
     w2: Operand                      # [E, D, I]
     shared: MLP | None
-    block: int
+    block: tuple[int, int]
     w8a8: bool
 
     def __call__(self, x: Tensor, on_route: RouteObserver | None = None,
@@ -81,8 +90,10 @@ class MoE:
         if absent is not None:       # no expert's weights are read for a row that is not there
             ids = ids.masked_fill(absent.unsqueeze(1), -1)
         (w1, s1), (w2, s2) = _parts(self.w1), _parts(self.w2)
-        out = fused_moe(x, w1, w2, weights, ids, s1, s2, (self.block, self.block),
-                        use_fp8_w8a8=self.w8a8 and s1 is not None)
+        w8a8 = self.w8a8 and s1 is not None
+        out = fused_moe(x, w1, w2, weights, ids, s1, s2, self.block,
+                        use_fp8_w8a8=w8a8 and w1.dtype != torch.int8,
+                        use_int8_w8a8=w8a8 and w1.dtype == torch.int8)
         return out if self.shared is None else out.add_(self.shared(x))
 
 

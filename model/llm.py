@@ -24,7 +24,7 @@ from .sampler import SamplingParams
 from .scoring import checked_rows, logits, row_lengths, step_sizes, surprise
 from .tokenizer import Message, Tokenizer
 from .transformer import load_transformer
-from .weights import Checkpoint
+from .weights import Checkpoint, Fp8As
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -36,10 +36,10 @@ class LLM:
         path: directory with config.json, safetensors and, for text, tokenizer.json.
         device: "cpu" or "cuda" (as the front door's Runtime knows them).
         dtype: storage of plain weights, "float32" or "bfloat16"; None = as in the checkpoint, with
-            bfloat16 activations bfloat16. FP8 weights stay FP8 in every case.
+            bfloat16 activations bfloat16. FP8 weights follow `weights` instead.
         db: a tuning database laid over the default ones.
         threads: CPU threads of the operators.
-        w8a8: cast activations to FP8 for FP8 weights; by default FP8 is storage only.
+        w8a8: cast activations like quantised weights; by default FP8 and int8 are storage only.
         page_size, max_cache_tokens: of the latent cache, which grows on demand without a limit; on
             CUDA it is allocated at once, without a limit what max_batch long requests need or 0.8
             of the free memory holds.
@@ -47,6 +47,9 @@ class LLM:
         act_dtype: of activations and cache, "float32" or "bfloat16"; None = float32 on CPUs,
             bfloat16 elsewhere.
         graphs: capture decode steps in CUDA graphs; None = on CUDA devices.
+        weights: what FP8 weights become when they are loaded, for devices without FP8: "as-is",
+            "int8" with one scale for each row and scale block's columns, or "bf16" (see
+            `expertile.convert_fp8_weight` for the error bounds, docs/model.md for what they cost).
 
     Raises:
         ValueError: the directory, a key of its config.json or one of its tensors does not fit.
@@ -57,7 +60,7 @@ class LLM:
                  threads: int | None = None, w8a8: bool = False, page_size: int = 64,
                  max_cache_tokens: int | None = None, max_batch: int = 64,
                  max_step_tokens: int = 2048, act_dtype: str | torch.dtype | None = None,
-                 graphs: bool | None = None):
+                 graphs: bool | None = None, weights: Fp8As = "as-is"):
         if not (folder := Path(path)).is_dir():
             raise ValueError(f"a model must be a directory with config.json, got {str(folder)!r}")
         self.runtime = Runtime(device, db=db, threads=threads)
@@ -65,7 +68,7 @@ class LLM:
         self.config = ModelConfig.from_dir(folder)
         self.tokenizer = Tokenizer(folder) if (folder / "tokenizer.json").exists() else None
         with torch.inference_mode(), use_runtime(self.runtime):
-            files = Checkpoint(folder, self.config, at.weight_dtype, at.device)
+            files = Checkpoint(folder, self.config, at.weight_dtype, at.device, weights)
             self.model = load_transformer(self.config, files, at.device, w8a8, at.act_dtype)
         self.cache = new_cache(at, self.config, page_size, max_cache_tokens, max_batch)
         self._limits = (max_batch, max_step_tokens)

@@ -66,14 +66,14 @@ class _Builder:
     act_dtype: torch.dtype
 
     def linear(self, name: str) -> Linear:
-        return Linear(self.files.operand(f"{name}.weight"), self.config.fp8_block or 128, self.w8a8)
+        return Linear(self.files.operand(f"{name}.weight"), self.files.block, self.w8a8)
 
     def norm(self, name: str, eps: float) -> RMSNorm:
         # In the activations' dtype, as torch's one-pass norm wants; it computes in float32.
         return RMSNorm(self.files.plain(f"{name}.weight", self.act_dtype), eps)
 
     def mlp(self, prefix: str) -> MLP:
-        block = self.config.fp8_block or 128
+        block = self.files.block
         return MLP(Linear(self.files.gate_up(prefix), block, self.w8a8),
                    Linear(self.files.down(prefix), block, self.w8a8))
 
@@ -84,14 +84,13 @@ class _Builder:
         w1, w2 = self.files.experts(f"{prefix}.experts")
         return MoE(index, self.files.plain(f"{prefix}.gate.weight", torch.float32), bias, c.routing,
                    w1, w2, self.mlp(f"{prefix}.shared_experts") if c.num_shared_experts else None,
-                   c.fp8_block or 128, self.w8a8)
+                   self.files.block, self.w8a8)
 
     def attention(self, index: int) -> Attention:
         c, prefix = self.config, f"{layer_name(index)}.self_attn"
         kv_b = self.linear(f"{prefix}.kv_b_proj")
         # The absorbed form takes kv_b dequantised, once (DeepSeek-V3 inference/model.py).
-        plain = kv_b.weight if isinstance(kv_b.weight, Tensor) else weight_dequant(
-            *kv_b.weight, block_size=c.fp8_block, dtype=self.act_dtype)
+        plain = self._plain(kv_b)
         w_uk, w_uv = plain.view(c.num_heads, -1, c.kv_lora_rank).split((c.nope_dim, c.v_dim), 1)
         q_down = (self.linear(f"{prefix}.q_a_proj"),
                   self.norm(f"{prefix}.q_a_layernorm", LATENT_NORM_EPS)) if c.q_lora_rank else None
@@ -101,6 +100,15 @@ class _Builder:
             self.files.plain(f"{prefix}.kv_a_layernorm.weight", torch.float32), kv_b,
             w_uk.transpose(1, 2).contiguous(), w_uv.contiguous(), self.linear(f"{prefix}.o_proj"),
             self.cos_sin)
+
+    def _plain(self, linear: Linear) -> Tensor:
+        if isinstance(linear.weight, Tensor):
+            return linear.weight
+        q, scale = linear.weight
+        if q.dtype == torch.int8:    # a scale for each row and run of columns
+            wide = scale.repeat_interleave(linear.block[1], 1)[:, :q.shape[1]]
+            return (q.float() * wide).to(self.act_dtype)
+        return weight_dequant(q, scale, block_size=linear.block[0], dtype=self.act_dtype)
 
     def block(self, index: int) -> Block:
         c, prefix = self.config, layer_name(index)

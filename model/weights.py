@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .. import convert_fp8_weight
 from .config import ModelConfig
 from .shards import open_files, some
 from .tensor_names import expected_tensors
 
-Operand = Tensor | tuple[Tensor, Tensor]     # plain, or (e4m3 values, float32 scales)
+Operand = Tensor | tuple[Tensor, Tensor]     # plain, or (e4m3 or int8 codes, float32 scales)
+Fp8As = Literal["as-is", "int8", "bf16"]     # what FP8 weights become
 
 SCALE = "_scale_inv"                         # the releases' suffix of an FP8 weight's scales
 _FP8 = "F8_E4M3"
@@ -31,15 +34,26 @@ class Checkpoint:
         config: what the tensors must fit.
         dtype: storage of plain weights, None = as in the files (float16 becomes float32).
         device: where loaded tensors go.
+        fp8_as: what FP8 weights become; int8 keeps their columns per scale, with a scale for each
+            row.
     """
 
     def __init__(self, folder: str | Path, config: ModelConfig, dtype: torch.dtype | None = None,
-                 device: torch.device | None = None):
+                 device: torch.device | None = None, fp8_as: Fp8As = "as-is"):
+        if fp8_as not in ("as-is", "int8", "bf16"):
+            raise ValueError(f"weights must be 'as-is', 'int8' or 'bf16', got {fp8_as!r}")
         self.config = config
         self._dtype = dtype
         self._device = device
+        self._fp8_as = fp8_as
         self._files, self._where = open_files(Path(folder))
         self._check()
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns per scale of the weights that have scales."""
+        b = self.config.fp8_block or 128
+        return (1, b) if self._fp8_as == "int8" else (b, b)
 
     def has(self, name: str) -> bool:
         """Whether the files hold a tensor."""
@@ -50,13 +64,16 @@ class Checkpoint:
         return self._settled(self._raw(name), dtype or self._plain_dtype(name))
 
     def operand(self, name: str) -> Operand:
-        """A projection's weight as stored: plain, or the pair of FP8 values and scales."""
+        """A projection's weight: plain, or the pair of FP8 or int8 codes and scales."""
         if not self._is_fp8(name):
             return self.plain(name)
-        return self._settled(self._raw(name)), self._settled(self._scale(name))
+        made = self._converted(self._raw(name), self._scale(name))
+        if isinstance(made, Tensor):
+            return self._settled(made)
+        return self._settled(made[0]), self._settled(made[1])
 
     def gate_up(self, prefix: str) -> Operand:
-        """gate_proj over up_proj, [2I, K]; FP8 is padded to whole scale blocks (see `experts`)."""
+        """gate_proj over up_proj, [2I, K]; with scales padded to whole blocks (see `experts`)."""
         w1, s1, _, _ = self._stack([prefix], with_down=False)
         return _pair(w1[0], None if s1 is None else s1[0])
 
@@ -68,8 +85,9 @@ class Checkpoint:
     def experts(self, prefix: str) -> tuple[Operand, Operand]:
         """w1 [E, 2I, K] and w2 [E, K, I] of all experts of a layer.
 
-        FP8 experts whose I is no multiple of the scale block are padded with zeros up to it, so
-        that the gate and the up half start on a scale of their own; silu(0) * 0 adds nothing.
+        Experts with scales whose I is no multiple of the scale block are padded with zeros up to
+        it, so that the gate and the up half start on a scale of their own; silu(0) * 0 adds
+        nothing.
         """
         names = [f"{prefix}.{e}" for e in range(self.config.num_experts)]
         w1, s1, w2, s2 = self._stack(names)
@@ -79,31 +97,57 @@ class Checkpoint:
                with_down: bool = True) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         first = f"{prefixes[0]}.gate_proj.weight"
         inter, hidden = self._shape(first)
-        fp8, b = self._is_fp8(first), self.config.fp8_block
-        dtype = torch.float8_e4m3fn if fp8 else self._plain_dtype(first)
-        wide = -(-inter // b) * b if fp8 else inter
-        e, blocks_i, blocks_h = len(prefixes), *((wide // b, -(-hidden // b)) if fp8 else (0, 0))
+        fp8, scaled, b = self._is_fp8(first), self._has_scales(first), self.block
+        dtype = self._held(first)
+        wide = -(-inter // b[1]) * b[1] if scaled else inter
+        e, rows = len(prefixes), (-(-wide // b[0]), -(-hidden // b[0])) if scaled else (0, 0)
+        columns = (-(-hidden // b[1]), wide // b[1]) if scaled else (0, 0)
         make: Callable[..., Tensor] = torch.zeros if wide > inter else torch.empty
         # On the device at once: the host never holds more than the file's own mapped pages.
         w1 = make(e * with_gate_up, 2, wide, hidden, dtype=dtype, device=self._device)
         w2 = make(e * with_down, hidden, wide, dtype=dtype, device=self._device)
-        s1 = torch.empty(e * with_gate_up, 2, blocks_i, blocks_h, device=self._device)
-        s2 = torch.empty(e * with_down, blocks_h, blocks_i, device=self._device)
+        s1 = make(e * with_gate_up, 2, rows[0], columns[0], device=self._device)
+        s2 = make(e * with_down, rows[1], columns[1], device=self._device)
         for i, prefix in enumerate(prefixes):
             for half, kind in enumerate(("gate_proj", "up_proj") * with_gate_up):
-                self._fill(f"{prefix}.{kind}.weight", fp8, w1[i, half, :inter], s1[i, half])
+                self._fill(f"{prefix}.{kind}.weight", fp8, w1[i, half, :inter],
+                           s1[i, half, :-(-inter // b[0])])
             if with_down:
                 self._fill(f"{prefix}.down_proj.weight", fp8, w2[i, :, :inter], s2[i])
         w1, s1, w2, s2 = (self._settled(t) for t in (w1.flatten(1, 2), s1.flatten(1, 2), w2, s2))
-        return (w1, s1, w2, s2) if fp8 else (w1, None, w2, None)
+        return (w1, s1, w2, s2) if scaled else (w1, None, w2, None)
 
     def _fill(self, name: str, fp8: bool, weight: Tensor, scale: Tensor) -> None:
         if self._is_fp8(name) != fp8:
             raise ValueError(f"{self._file(name)}: {name} must be stored like its neighbours "
                              f"({'FP8' if fp8 else 'plain'}), got {self._stored(name)}")
-        weight.copy_(self._raw(name))
-        if fp8:
-            scale.copy_(self._scale(name))
+        if not fp8:
+            weight.copy_(self._raw(name))
+            return
+        made = self._converted(self._raw(name), self._scale(name))
+        if isinstance(made, Tensor):
+            weight.copy_(made)
+        else:
+            weight.copy_(made[0])
+            scale.copy_(made[1])
+
+    def _converted(self, q: Tensor, scale: Tensor) -> Operand:
+        """An FP8 weight of the file as it will be held."""
+        if self._fp8_as == "as-is":
+            return q, scale
+        b = self.config.fp8_block
+        made = convert_fp8_weight(q, scale, (b, b), self._fp8_as, self.block)
+        return made.to(self._dtype or made.dtype) if isinstance(made, Tensor) else made
+
+    def _has_scales(self, name: str) -> bool:
+        return self._is_fp8(name) and self._fp8_as != "bf16"
+
+    def _held(self, name: str) -> torch.dtype:
+        """The dtype in which a projection's weight is held."""
+        if not self._is_fp8(name):
+            return self._plain_dtype(name)
+        return {"as-is": torch.float8_e4m3fn, "int8": torch.int8,
+                "bf16": self._dtype or torch.bfloat16}[self._fp8_as]
 
     def _scale(self, name: str) -> Tensor:
         return self._raw(name + SCALE).float()       # e8m0 is a power of two: exact in float32

@@ -40,8 +40,12 @@ class ModelDims:
     page: int = 64
     weight_dtype: str = "bfloat16"   # what the checkpoint stores
     act_dtype: str = "bfloat16"
-    block: int = 128                 # FP8 scale block
+    block: int = 128                 # FP8 scale block; int8 has a scale per row of a weight
     total_experts: int = 0           # of the whole model when split by EP; 0 = experts
+
+    def scale_block(self, k: int) -> tuple[int, int]:
+        """(block_n, block_k) of the scales of a weight [N, K]; int8: per output channel."""
+        return (1, max(k, 1)) if self.weight_dtype == "int8" else (self.block, self.block)
 
     def split(self, tp: int = 1, ep: int = 1) -> ModelDims:
         """The sizes of one rank: TP divides heads and inner sizes, EP divides the experts."""

@@ -7,7 +7,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-_ROOT = Path(__file__).parent
+_ROOT = Path(__file__).resolve().parent      # the package reaches this room through a link
 
 
 def _imports(tree: ast.AST, path: Path) -> set[Path]:
@@ -27,8 +27,7 @@ def _imports(tree: ast.AST, path: Path) -> set[Path]:
 
 def files_of(op_name: str, lang: str) -> tuple[Path, ...]:
     """The lowering's file, its operator's definition, and all helpers they import."""
-    root = _ROOT.resolve()
-    todo = {root / op_name / f"{lang}.py", root / op_name / "__init__.py"}
+    todo = {_ROOT / op_name / f"{lang}.py", _ROOT / op_name / "__init__.py"}
     seen: set[Path] = set()
     while todo:
         path = todo.pop()
@@ -43,6 +42,6 @@ def source_hash(op_name: str, lang: str) -> str:
     """A hash of the code (not of comments or layout) behind one operator's lowering."""
     digest = hashlib.sha256()
     for path in files_of(op_name, lang):
-        digest.update(str(path.relative_to(_ROOT.resolve())).encode())
+        digest.update(str(path.relative_to(_ROOT)).encode())
         digest.update(ast.dump(ast.parse(path.read_text())).encode())
     return digest.hexdigest()[:16]

@@ -28,7 +28,7 @@ class Work:
     bytes: int                       # compulsory memory traffic: every operand once
 
 
-def same_args(args: Args, seed: int) -> Args:
+def same_args(args: Args, seed: int, shares: Tensor | None = None) -> Args:
     """The default of `Operator.redraw`: the same arguments again."""
     return args
 
@@ -56,8 +56,15 @@ class Operator:
     rtol: Mapping[str, float]        # output dtype name -> tolerance (numerics.py); 0 = bit for bit
     odd_shapes: tuple[Shape, ...] = ()   # small shapes that divide nothing: what the tests run
     mutates: tuple[int, ...] = ()    # positions in `args` that are written in place
-    redraw: Callable[[Args, int], Args] = same_args  # new routing, same weights: keeps weights cold
+    redraw: Callable[..., Args] = same_args  # (args, seed, shares of the experts): other experts,
+                                             # the same weights: keeps weights cold
+    experts_of: Callable[[Args], tuple[Tensor, Tensor]] | None = None  # weights [E, ...], ids used
     regime: Callable[[Shape], str] = field(default=lambda shape: "")  # no record crosses regimes
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether its speed depends on how tokens spread over experts."""
+        return self.redraw is not same_args
 
     def static_of(self, shape: Shape) -> dict[str, Value]:
         """The axes that select a compiled kernel."""

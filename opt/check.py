@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..ops import has_lowering, names
@@ -31,6 +31,7 @@ class Checked:
     is_default: bool
     tried: int
     refused: tuple[tuple[Config, str], ...]      # configs before it, and what spoke against them
+    gates: Mapping[str, str] = field(default_factory=dict)   # what else the target had to verify
 
     @property
     def ok(self) -> bool:
@@ -46,7 +47,7 @@ class Checked:
                 "evidence": self.examined.evidence, "modelled_us": self.examined.modelled_us,
                 "is_default": self.is_default, "tried": self.tried,
                 "refused": [{"config": dict(c), "why": why} for c, why in self.refused],
-                "kernels": [dict(k) for k in self.examined.kernels]}
+                "gates": dict(self.gates), "kernels": [dict(k) for k in self.examined.kernels]}
 
 
 def kernels_of(model: ModelDims, wanted: Sequence[str] = (), load: Load | None = None,
@@ -81,8 +82,13 @@ def check_shape(op: Operator, target: Target, shape: Shape) -> Checked:
         except BuildError as e:
             refused.append((config, f"{e.status}: {e}"))
             continue
+        gates, wrong = _verified(target, op, shape, config) if examined.legal else ({}, "")
+        if wrong:
+            refused.append((config, wrong))
+            continue
         if examined.legal and not examined.spill_bytes:
-            return Checked(op.name, shape, config, examined, tried == 1, tried, tuple(refused))
+            return Checked(op.name, shape, config, examined, tried == 1, tried, tuple(refused),
+                           gates)
         if examined.legal and (best is None or examined.spill_bytes < best[1].spill_bytes):
             best = config, examined
         refused.append((config, examined.reason or "; ".join(examined.warnings)))
@@ -91,6 +97,16 @@ def check_shape(op: Operator, target: Target, shape: Shape) -> Checked:
         return _none(op, shape, f"none of {len(refused)} configs compiles to a legal kernel; the "
                                 f"default: {why}", "L1 lowered", tuple(refused))
     return Checked(op.name, shape, *best, best[0] == pool.configs[0], len(refused), tuple(refused))
+
+
+def _verified(target: Target, op: Operator, shape: Shape, config: Config
+              ) -> tuple[Mapping[str, str], str]:
+    """What a target's own gates say, for one that has some, and what is wrong by them."""
+    verify = getattr(target, "verify", None)
+    if verify is None:
+        return {}, ""
+    verified = verify(op, shape, config)
+    return verified.gates, verified.wrong
 
 
 def _none(op: Operator, shape: Shape, why: str, evidence: Evidence,

@@ -6,20 +6,34 @@ import torch
 
 from ..ops.numerics import SENTINEL, mismatches
 from ..ops.spec import Args, Kernel, Operator, Outputs
+from .guards import Guarded
+
+
+class WroteOutside(Exception):
+    """A kernel wrote past its output."""
 
 
 def run_once(fn: Kernel, op: Operator, args: Args) -> Outputs:
-    """Run on sentinel-filled outputs and cloned in-place arguments; return all that is written."""
+    """Run on sentinel-filled outputs and cloned in-place arguments; return all that is written.
+
+    Raises:
+        WroteOutside: the bytes around an output changed.
+    """
     args = tuple(a.clone() if i in op.mutates else a for i, a in enumerate(args))
-    out = op.empty(*args)
-    for o in out:
+    guarded = Guarded(op.empty(*args))
+    for o in guarded.outputs:
         o.copy_(torch.full((), SENTINEL).to(o.dtype))
-    fn(*args, out=out)
-    return (*out, *(args[i] for i in op.mutates))
+    fn(*args, out=guarded.outputs)
+    if why := guarded.why_broken():
+        raise WroteOutside(why)
+    return (*guarded.outputs, *(args[i] for i in op.mutates))
 
 
 def why_wrong(op: Operator, kernel: Kernel, name: str, args: Args, want: Outputs) -> str | None:
     """The first mismatch with the reference's outputs (on the CPU) of one case, or None."""
-    got = tuple(o.cpu() for o in run_once(kernel, op, args))
+    try:
+        got = tuple(o.cpu() for o in run_once(kernel, op, args))
+    except WroteOutside as e:
+        return f"case {name!r}: it {e}"
     why = mismatches(got, want, op.rtol)
     return why and f"case {name!r}: {why}"

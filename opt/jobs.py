@@ -23,7 +23,7 @@ RACE_DROP = 1.03                     # a finalist this much behind the leader le
 @lru_cache(maxsize=1)
 def _session(text: str) -> Session:
     data = json.loads(text)
-    return Session(Site(tuple(data["recipe"]), data["op"], data["shape"], data["seed"]))
+    return Session(Site(**{**data, "recipe": tuple(data["recipe"])}))
 
 
 def session_of(site: dict[str, Any]) -> Session:

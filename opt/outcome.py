@@ -39,6 +39,7 @@ class Outcome:
     record: Record
     trials: int
     resumed: bool                    # answered by the database, nothing was measured
+    known: int = 0                   # of the trials, those that an earlier run had made
 
     @property
     def percent_of_floor(self) -> float | None:
@@ -55,7 +56,8 @@ class Outcome:
             "speedup_ci": list(r.speedup_ci) if r.speedup_ci else None, "decision": r.decision,
             "evidence": r.evidence, "kind": r.kind, "floor_us": r.floor_us,
             "percent_of_floor": self.percent_of_floor, "trials": self.trials,
-            "equivalents": [dict(c) for c in r.equivalents], "error": r.error,
+            "equivalents": [dict(c) for c in r.equivalents],
+            "ranked": [dict(c) for c in r.ranked], "parts": dict(r.parts), "error": r.error,
             "resumed": self.resumed}
 
 

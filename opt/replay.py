@@ -15,26 +15,29 @@ CHECKPOINTS = (25, 50, 100, 200, 400, 800)
 
 
 def replay(path: str | Path, sampler: Name = "auto", budget: int = 200,
-           seeds: Iterable[int] = range(20)) -> list[list[float]]:
+           seeds: Iterable[int] = range(20), stop_gain: float = 0.0) -> list[list[float]]:
     """Per seed the time of each unique valid evaluation in order, failures as inf.
 
     Args:
         path: Kernel Tuner's cache (also one that is still open) or T4, or a landscape of ours;
             plain or gzip. Times keep the file's unit.
         budget: evaluations; a smaller pool ends a run sooner.
+        stop_gain: end a run when the model expects less than this fraction from what is untried.
     """
-    return replay_landscape(read(path), sampler, budget, seeds)
+    return replay_landscape(read(path), sampler, budget, seeds, stop_gain)
 
 
 def replay_landscape(landscape: Landscape, sampler: Name = "auto", budget: int = 200,
-                     seeds: Iterable[int] = range(20)) -> list[list[float]]:
+                     seeds: Iterable[int] = range(20), stop_gain: float = 0.0
+                     ) -> list[list[float]]:
     """`replay` of a landscape that was read before."""
     if type(budget) is not int or budget < 1:
         raise ValueError(f"a replay's budget must be at least 1 evaluation, got {budget}")
-    return [_run(landscape, sampler, budget, seed) for seed in seeds]
+    return [_run(landscape, sampler, budget, seed, stop_gain) for seed in seeds]
 
 
-def _run(landscape: Landscape, sampler: Name, budget: int, seed: int) -> list[float]:
+def _run(landscape: Landscape, sampler: Name, budget: int, seed: int, stop_gain: float
+         ) -> list[float]:
     pool, times = landscape.pool, list[float]()
     search = Search(pool, seed, sampler=sampler, budget=budget, default=landscape.has_default)
     while len(times) < budget and (config := search.ask()) is not None:
@@ -42,6 +45,8 @@ def _run(landscape: Landscape, sampler: Name, budget: int, seed: int) -> list[fl
         # Relative to any config of the landscape: the searches only need the differences of logs.
         search.tell(config, math.log(time / landscape.optimum) if math.isfinite(time) else None)
         times.append(time)
+        if stop_gain and search.is_done_within(stop_gain):
+            break
     return times
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from itertools import cycle
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.routing import UNIFORM, Routing
 from ..ops.space import Config, config_text
 from ..ops.spec import Args, Kernel, Operator, Outputs, Shape
 from ..targets.base import Target
@@ -30,6 +31,7 @@ class Site:
     op: str
     shape: dict[str, Any]
     seed: int
+    routing: dict[str, Any] = field(default_factory=dict)    # empty: even
 
     def to_json(self) -> dict[str, Any]:
         """Keyword `site` of every job."""
@@ -51,6 +53,7 @@ class Session:
         self.op: Operator = ops.load(site.op)
         self.shape: Shape = site.shape
         self.seed = site.seed
+        self._routing = Routing(**site.routing)
         self.args: list[Args] = [()]
         self.outs: list[Outputs] = [()]
         self._held: list[tuple[str, Args]] | None = []
@@ -61,7 +64,11 @@ class Session:
 
     def _make_inputs(self) -> None:
         first = self.op.inputs(self.shape, self.seed)
-        drawn = [self.op.redraw(first, self.seed + i) for i in range(1, ARGUMENT_SETS)]
+        shares = None
+        if self._routing.name != UNIFORM:
+            shares = self._routing.shares(int(self.shape["e"]))
+            first = self.op.redraw(first, self.seed, shares)
+        drawn = [self.op.redraw(first, self.seed + i, shares) for i in range(1, ARGUMENT_SETS)]
         self.args = self._on_device([first, *(args for args in drawn if args is not first)])
         self.outs = [self.op.empty(*args) for args in self.args]
         held: dict[int, int] = {}

@@ -12,9 +12,11 @@ from ..targets.base import Target
 from ..tuning_db.key import key_of
 from ..tuning_db.store import TuningDB
 from .budget import Budget, Guard
+from .job import Job, Method
 from .outcome import Event, Outcome, Plan, Progress
 from .pool import Pool
-from .shape import Job, tune_shape
+from .rank import rank_shape
+from .shape import tune_shape
 from .workers import Workers
 
 
@@ -30,15 +32,15 @@ def _check_op(op: Operator) -> None:
 
 def tune(op: Operator, target: Target, shapes: Sequence[Shape], db: TuningDB | str | Path,
          budget: Budget, seed: int = 0, progress: Progress = _silent, command: str = "",
-         guard: Guard | None = None) -> list[Outcome]:
+         guard: Guard | None = None, method: Method | None = None) -> list[Outcome]:
     """`tune_many` for the shapes of one operator."""
     return tune_many([(op, shape) for shape in shapes], target, db, budget, seed, progress,
-                     command, guard)
+                     command, guard, method)
 
 
 def tune_many(tasks: Sequence[tuple[Operator, Shape]], target: Target, db: TuningDB | str | Path,
               budget: Budget, seed: int = 0, progress: Progress = _silent, command: str = "",
-              guard: Guard | None = None) -> list[Outcome]:
+              guard: Guard | None = None, method: Method | None = None) -> list[Outcome]:
     """Find the best config of each (operator, shape); every candidate is a row of `db` at once.
 
     Continues where an earlier tune into the same database stopped, and returns finished shapes
@@ -49,10 +51,12 @@ def tune_many(tasks: Sequence[tuple[Operator, Shape]], target: Target, db: Tunin
         progress: called with an Event at every step.
         command: what the user typed, for the records' provenance.
         guard: time and memory limits of candidates.
+        method: the search, the routing that is tuned for, and who else works on it.
     """
     for op, _ in tasks:
         _check_op(op)
-    if why := target.available():
+    method = method or Method()
+    if method.measure and (why := target.available()):
         raise ValueError(f"nothing can be tuned on {target.name}: {why}")
     store = db if isinstance(db, TuningDB) else TuningDB(db)
     outcomes: list[Outcome] = []
@@ -64,9 +68,10 @@ def tune_many(tasks: Sequence[tuple[Operator, Shape]], target: Target, db: Tunin
                 if budget.seconds is not None:   # what a task leaves over goes to the later ones
                     left = max(0.0, start + budget.seconds - time.monotonic())
                     seconds = left / (len(tasks) - i)
-                outcomes.append(tune_shape(Job(
+                one = tune_shape if method.measure else rank_shape
+                outcomes.append(one(Job(
                     op, target, shape, store, workers, budget.share(len(tasks)), budget.trials,
-                    seconds, seed, command, progress, i, len(tasks))))
+                    seconds, seed, command, progress, i, len(tasks), method)))
     finally:
         if store is not db:
             store.close()

@@ -55,8 +55,11 @@ class Workers:
         for child in (*self._builders, self._bench):
             child.close()
 
-    def build(self, site: Site, configs: Sequence[Config]) -> list[Tried]:
-        """Compile configs; the i-th answer is the i-th config's."""
+    def build(self, site: Site, configs: Sequence[Config], warm: bool = True) -> list[Tried]:
+        """Compile configs; the i-th answer is the i-th config's.
+
+        Meanwhile (`warm`) the measuring child makes the inputs; `measure` asks whether it could.
+        """
         count = len(self._builders)
         lanes = [list(range(i, len(configs), count)) for i in range(count)]
         built: dict[int, Tried] = {}
@@ -66,12 +69,12 @@ class Workers:
                 built[i] = self._call(child, self._guard.build_s, "build_error", "build", site,
                                       config=dict(configs[i]))
 
-        # Meanwhile the measuring child makes the inputs; whether it could is asked by `measure`.
-        warm = self._threads.submit(self.prepare, site)
+        prepared = self._threads.submit(self.prepare, site) if warm else None
         for done in [self._threads.submit(work, child, lane)
                      for child, lane in zip(self._builders, lanes, strict=True)]:
             done.result()
-        warm.result()
+        if prepared is not None:
+            prepared.result()
         return [built[i] for i in range(len(configs))]
 
     def prepare(self, site: Site) -> Tried:

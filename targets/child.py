@@ -23,6 +23,7 @@ from importlib import import_module
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
+DIED = "the child process died"      # how the message of a crash begins
 
 
 class ChildFailed(Exception):
@@ -117,7 +118,7 @@ class Child:
         tail = self._stderr.read().decode(errors="replace").strip().splitlines()[-3:]
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         self._kill()
-        return f"the child process died ({how}): {' | '.join(tail) or 'it printed nothing'}"
+        return f"{DIED} ({how}): {' | '.join(tail) or 'it printed nothing'}"
 
     def _kill(self) -> None:
         if self._process is not None:

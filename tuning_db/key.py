@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..ops.routing import UNIFORM
 from ..ops.source import source_hash
 from ..ops.spec import Operator, Shape, Value
 
@@ -33,7 +34,7 @@ class Key:
     op: str
     static: Mapping[str, Value]      # axes that select a kernel
     dynamic: Mapping[str, Value]     # axes that select a bucket
-    routing: str                     # how tokens were spread over experts: "uniform"
+    routing: str                     # how tokens were spread over experts (ops/routing.py)
     device: str                      # capability fingerprint, not a marketing name
     arch: str
     source: str                      # hash of the operator's definition and lowering
@@ -105,9 +106,13 @@ def _is_required(f: Any) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def key_of(op: Operator, target: Target, shape: Shape, routing: str = "uniform") -> Key:
-    """The key under which a shape is tuned and looked up on a target."""
-    return Key(op.name, op.static_of(shape), op.dynamic_of(shape), routing, target.device,
+def key_of(op: Operator, target: Target, shape: Shape, routing: str = UNIFORM) -> Key:
+    """The key under which a shape is tuned and looked up on a target.
+
+    `routing` is that of the model; operators without experts have no use for it.
+    """
+    return Key(op.name, op.static_of(shape), op.dynamic_of(shape),
+               routing if op.is_routed else UNIFORM, target.device,
                target.arch, source_hash(op.name, target.lang), target.toolchain())
 
 
@@ -130,7 +135,8 @@ def tier_of(record: Key, wanted: Key, aliases: tuple[str, ...] = ()) -> Tier:
         return "none"
     if record.source != wanted.source:
         return "stale"
-    if record.routing != wanted.routing:
+    same_routing = record.routing == wanted.routing
+    if not same_routing and record.routing != UNIFORM:   # tuned for another model's load
         return "family"
     same_device = record.device == wanted.device
     if not same_device and record.device not in aliases:
@@ -139,7 +145,7 @@ def tier_of(record: Key, wanted: Key, aliases: tuple[str, ...] = ()) -> Tier:
                  for k in {*record.toolchain, *wanted.toolchain}), default=0)
     if tools >= 2:
         return "minor" if tools == 2 else "family"
-    if not same_device:
+    if not same_device or not same_routing:
         return "capabilities"
     return "exact" if tools == 0 else "patch"
 

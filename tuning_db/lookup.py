@@ -9,11 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from ..ops.routing import UNIFORM
 from ..ops.space import Config
 from ..ops.spec import Operator, Shape, Value
 from . import TuningDBError
 from .key import SERVED, TIERS, Difference, Key, Tier, differences, key_of, tier_of
-from .reasons import MAX_SIZE_RATIO, size_step, why_none, why_served
+from .reasons import MAX_SIZE_RATIO, UNMEASURED, size_step, why_none, why_served
 from .record import Record
 from .shipped import read_lines, shipped_files
 from .store import TuningDB
@@ -59,6 +60,7 @@ class Explanation:
     candidates: tuple[Candidate, ...]
 
 
+_NEARER = "another record is nearer"
 _Rows = tuple[tuple[Layer, Record], ...]
 _Index = Mapping[tuple[str, str, tuple[tuple[str, Value], ...]], _Rows]
 
@@ -67,27 +69,33 @@ class Snapshot:
     """All winners of all layers, by operator and static axes."""
 
     def __init__(self, layers: Mapping[Layer, Iterable[Record]] | None = None,
-                 problems: tuple[str, ...] = ()):
+                 problems: tuple[str, ...] = (), modelled: bool = False):
+        """`modelled`: modelled records answer even where the device could measure."""
         index: dict[tuple[str, str, tuple[tuple[str, Value], ...]], list[tuple[Layer, Record]]] = {}
         for layer in LAYERS:
             for record in (layers or {}).get(layer, ()):
                 if record.role == "winner":
                     index.setdefault(_slot(record.key), []).append((layer, record))
         self._index: _Index = MappingProxyType({k: tuple(v) for k, v in index.items()})
+        self._modelled = modelled
         self.problems = problems     # lines and rows that were refused
 
     def __len__(self) -> int:
         return sum(map(len, self._index.values()))
 
-    def answer(self, op: Operator, target: Target, shape: Shape) -> Answer:
+    def answer(self, op: Operator, target: Target, shape: Shape, routing: str = UNIFORM) -> Answer:
         """The best record for a shape on a target, or the default config and why."""
         rows = self._index.get((op.name, target.arch, tuple(sorted(op.static_of(shape).items()))))
         if not rows:
             return Answer(None, "none", why=f"no record of {op.name} with these static axes on "
                                             f"{target.arch}; the default config answers")
-        wanted = key_of(op, target, shape)
+        wanted = key_of(op, target, shape, routing)
         refused = ""
+        held_back = not self._modelled and target.available() is None
         for _, layer, record, tier in self._ranked(op, target, wanted, rows):
+            if record.is_modelled and held_back:
+                return Answer(None, tier, why=f"of the {tier} record {UNMEASURED}; the default "
+                                              f"config answers{refused}")
             if why := target.space(op, shape).why_not(record.config):
                 refused = refused or f"; a record was refused: {why}"
                 continue
@@ -98,16 +106,19 @@ class Snapshot:
         nearest = min((tier_of(r.key, wanted, target.aliases) for _, r in rows), key=TIERS.index)
         return Answer(None, nearest, why=why_none(nearest) + refused)
 
-    def explain(self, op: Operator, target: Target, shape: Shape) -> Explanation:
+    def explain(self, op: Operator, target: Target, shape: Shape, routing: str = UNIFORM
+                ) -> Explanation:
         """Which record answers, and for every other one of the operator why it does not."""
-        wanted = key_of(op, target, shape)
-        answer = self.answer(op, target, shape)
+        wanted = key_of(op, target, shape, routing)
+        answer = self.answer(op, target, shape, routing)
         found = []
         for layer, record in (row for slot, rows in self._index.items() if slot[0] == op.name
                               for row in rows):
             tier = tier_of(record.key, wanted, target.aliases)
             serves = record is answer.record
             why_not = "" if serves else self._why_not(op, target, shape, record, tier)
+            if record.is_modelled and not serves and why_not == _NEARER and answer.record is None:
+                why_not = UNMEASURED
             found.append(Candidate(record, layer, tier, differences(record.key, wanted), serves,
                                    why_not))
         found.sort(key=lambda c: (not c.serves, TIERS.index(c.tier), len(c.differs),
@@ -128,8 +139,8 @@ class Snapshot:
             if step is None or step[1] and op.regime({**wanted.static, **record.key.dynamic}
                                                      ) != regime:
                 continue
-            rank = (float(step[1] > 0), record.kind == "modelled", TIERS.index(tier), *step,
-                    LAYERS.index(layer), -order)
+            rank = (float(record.is_modelled), float(step[1] > 0), record.kind == "modelled",
+                    TIERS.index(tier), *step, LAYERS.index(layer), -order)
             ranked.append((rank, layer, record, tier))
         ranked.sort(key=lambda r: r[0])
         return ranked
@@ -144,7 +155,7 @@ class Snapshot:
             return f"it was tuned in the regime {op.regime(record.key.shape)!r}"
         if why := target.space(op, shape).why_not(record.config):
             return why
-        return "another record is nearer"
+        return _NEARER
 
 
 def _slot(key: Key) -> tuple[str, str, tuple[tuple[str, Value], ...]]:
@@ -162,7 +173,8 @@ def _read(path: str | Path) -> tuple[list[Record], list[str]]:
 
 
 def load_snapshot(db: str | Path | None = None, user: Path | None = None,
-                  project: Path | None = None, shipped: bool = True) -> Snapshot:
+                  project: Path | None = None, shipped: bool = True, modelled: bool = False
+                  ) -> Snapshot:
     """Read all layers once.
 
     A layer that was asked for by argument (`db`) must be usable: TuningDBError otherwise. What is
@@ -191,4 +203,4 @@ def load_snapshot(db: str | Path | None = None, user: Path | None = None,
         layers[layer] = rows
     for problem in problems:
         warnings.warn(problem, RuntimeWarning, stacklevel=2)
-    return Snapshot(layers, tuple(problems))
+    return Snapshot(layers, tuple(problems), modelled)

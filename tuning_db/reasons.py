@@ -31,14 +31,27 @@ def size_step(have: Shape, want: Shape) -> tuple[float, float] | None:
 def why_served(record: Record, layer: str, tier: Tier, differs: tuple[Difference, ...]
                ) -> str:
     """Why a record answers, in a line."""
+    if record.is_modelled:
+        return (f"{tier} record of the {layer} layer: "
+                + ("the default config" if record.decision == "default kept" else "a config")
+                + f" that a model ranks first of {record.provenance.trials} (modelled "
+                f"{record.us:.1f} us, never measured)" + _named(differs))
     kept = record.decision == "default kept"
     what = "the default config was kept after tuning" if kept else "tuned"
     if record.speedup and not kept:
         what += f", {record.speedup:.2f}x the default"
     if record.kind == "modelled":
         what += " (modelled, not measured)"
+    return f"{tier} record of the {layer} layer: {what}{_named(differs)}"
+
+
+def _named(differs: tuple[Difference, ...]) -> str:
     named = "; ".join(f"{name} was {have}, is {want}" for name, have, want in differs)
-    return f"{tier} record of the {layer} layer: {what}" + (f" ({named})" if named else "")
+    return f" ({named})" if named else ""
+
+
+UNMEASURED = ("its time is modelled and this device can measure: it seeds a tune; to let it answer "
+              "until then, set EXPERTILE_MODELLED=serve")
 
 
 def why_none(tier: Tier) -> str:

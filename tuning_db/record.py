@@ -13,7 +13,7 @@ from .key import Key, canonical, checked_fields, is_flat
 
 Status = Literal["ok", "wrong", "illegal", "build_error", "run_error", "timeout", "oom", "noisy"]
 Role = Literal["candidate", "winner"]
-Decision = Literal["tuned", "default kept"]
+Decision = Literal["tuned", "default kept", "ranked"]     # the last: by a model, unmeasured
 Kind = Literal["measured", "modelled"]
 
 # As in targets.base.Evidence, which this room may not import; a test holds them together.
@@ -67,6 +67,8 @@ class Record:
     samples: tuple[float, ...] = ()            # raw, microseconds per call
     default_samples: tuple[float, ...] = ()    # in the same rounds
     equivalents: tuple[Config, ...] = ()       # configs that cannot be told from the winner
+    ranked: tuple[Config, ...] = ()            # of a modelled winner: the best few, to be measured
+    parts: Mapping[str, Any] = field(default_factory=dict)     # what a modelled time is made of
     error: str = ""
 
     def __post_init__(self) -> None:
@@ -84,12 +86,19 @@ class Record:
                    f"{name} must be finite numbers > 0", value)
         _check(self.speedup_ci is None or len(self.speedup_ci) == 2,
                "speedup_ci must be [low, high]", self.speedup_ci)
-        for config in (self.config, *self.equivalents):
+        for config in (self.config, *self.equivalents, *self.ranked, self.parts):
             _check(is_flat(config), "a config must map knobs to plain values", config)
         _check(isinstance(self.error, str), "error must be a string", self.error)
         _check((self.decision is None) == (self.role == "candidate"),
                "a winner, and nothing else, has a decision", self.decision)
+        _check(self.decision != "ranked" or self.is_modelled,
+               "only what nobody measured is ranked", self.kind)
         _check(self.status != "ok" or self.us is not None, "a record that is ok must have us", None)
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether its time comes from a model alone: it orders configs, and was never measured."""
+        return self.kind == "modelled" and not self.samples
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` gives the same record back."""
@@ -107,7 +116,7 @@ class Record:
         have["key"] = Key.from_json(have["key"])
         have["provenance"] = Provenance(
             **checked_fields(Provenance, have["provenance"], "provenance"))
-        for name in ("samples", "default_samples", "equivalents", "speedup_ci"):
+        for name in ("samples", "default_samples", "equivalents", "ranked", "speedup_ci"):
             value = have.get(name)
             if value is not None:
                 _check(isinstance(value, list | tuple), f"{name} must be a list", value)

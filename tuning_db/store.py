@@ -69,11 +69,12 @@ class TuningDB:
                 c.execute(RECORDS.insert().values(row))
 
     def records(self, *, key: Key | None = None, op: str | None = None, arch: str | None = None,
-                role: str | None = None) -> list[Record]:
+                role: str | None = None, status: str | None = None) -> list[Record]:
         """All records that match, oldest first; `damaged` names the rows that were left out."""
         query = sa.select(RECORDS.c.id, RECORDS.c.record).order_by(RECORDS.c.id)
         for column, value in ((RECORDS.c.key_hash, key and key.hash), (RECORDS.c.op, op),
-                              (RECORDS.c.arch, arch), (RECORDS.c.role, role)):
+                              (RECORDS.c.arch, arch), (RECORDS.c.role, role),
+                              (RECORDS.c.status, status)):
             if value is not None:
                 query = query.where(column == value)
         with told(self.where), self._engine.connect() as c:

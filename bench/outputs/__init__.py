@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from ..gate import Outcome
 from ..result import Result
-from . import ci, html, junit, markdown
+from . import ci, html, junit, markdown, plots
 
 Render = Callable[[Result, Outcome | None], str]
 
@@ -27,9 +27,13 @@ FORMATS: Mapping[str, Render] = {
     "html": html.render, "github-action-benchmark": ci.github_action_benchmark,
     "pytest-benchmark": ci.pytest_benchmark, "bmf": ci.bencher, "otava": ci.otava}
 
+PICTURES: Mapping[str, Callable[[Result], bytes]] = {
+    "png": plots.roofline, "growth-png": plots.growth}
+
 
 def render(format_name: str, result: Result, outcome: Outcome | None) -> str:
     """The text of a format."""
     if format_name not in FORMATS:
-        raise ValueError(f"a format must be one of {', '.join(FORMATS)}, got {format_name!r}")
+        raise ValueError(f"a format must be one of {', '.join((*FORMATS, *PICTURES))}, got "
+                         f"{format_name!r}")
     return FORMATS[format_name](result, outcome)

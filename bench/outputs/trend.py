@@ -25,12 +25,12 @@ def plot(name: str, parts: Sequence[Segment]) -> str:
         return 150 - 120 * (us - least) / room
 
     drawn = [line(80, 160, 970, 160, "#8793a0"), text(74, y(most) + 4, f"{most:.4g}", "end"),
-             text(74, y(least) + 4, f"{least:.4g}", "end"), text(80, 14, "us")]
+             text(74, y(least) + 4, f"{least:.4g}", "end"), text(74, 14, "us", "end")]
     start = 0
     for part in parts:
         if part.opened_by:
             drawn += [line(x(start - 0.5), 20, x(start - 0.5), 160, "#8a6100"),
-                      text(x(start - 0.5) + 4, 30, part.opened_by[:60])]
+                      text(x(start - 0.5) + 4, 14, part.opened_by[:60])]
         drawn += [dot(x(start + i), y(p.us), "#1f5fa8", f"{p.created} {p.revision[:12]}: "
                                                         f"{p.us:.4g} us", 3)
                   for i, p in enumerate(part.points)]

@@ -4,7 +4,8 @@ Operands become what the cube multiplies: float32 if any operand is (or if a flo
 scaled weights); the codes themselves where both are e4m3, as e4m3 or exact in float16; else
 bfloat16 with the weights' scales applied: that rounds each scaled weight to 8 bits, as a conversion
 at load would. Products of codes are scaled block by block of K in float32 (DeepSeek-V3 report,
-section 3.3.2).
+section 3.3.2). Two int8 operands are multiplied as int8 and summed in int32; int8 with one scale
+for all of K is scaled once, after the last product, and loses nothing as bfloat16 (8 bits).
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from .tile import Kernel, constant
 if TYPE_CHECKING:
     from ...targets.ascend.target import AscendTarget
 
-FP8 = "float8_e4m3fn"
-_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, FP8: 1}
+FP8, INT8 = "float8_e4m3fn", "int8"
+QUANTISED = (FP8, INT8)              # what comes with scales
+_INT32_TERMS = 1 << 17               # products of int8, 2^14 each at most, whose sum fits int32
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,17 @@ class Gemm:
     @property
     def promoted(self) -> bool:
         """Whether scales apply to products, not to operands."""
-        return self.a == self.w == FP8
+        return self.a == self.w and self.a in QUANTISED
+
+    @property
+    def late(self) -> bool:
+        """Whether scales apply once, to the sum over K."""
+        return one_scale_for_k(self.a, self.w, self.scale_k, self.k)
+
+    @property
+    def sums(self) -> str:
+        """In what products are summed."""
+        return "int32" if self.compute == INT8 else "float32"
 
     @property
     def unit(self) -> float:
@@ -63,11 +75,24 @@ class Gemm:
 def compute_of(target: AscendTarget, shape: Shape) -> str:
     """What the cube multiplies."""
     a, w, out = str(shape["a_dtype"]), str(shape["w_dtype"]), str(shape["out_dtype"])
-    if "float32" in (a, w) or (out == "float32" and FP8 in (a, w) and a != w):
+    exact = one_scale_for_k(a, w, int(shape["block_k"]), int(shape["k"]))
+    if "float32" in (a, w) or (out == "float32" and is_scaled(a, w) and a != w and not exact):
         return "float32"
+    if a == w == INT8:
+        return INT8
     if a == w == FP8:
         return FP8 if target.fp8 == "native" else "float16"
     return "bfloat16"
+
+
+def is_scaled(a: str, w: str) -> bool:
+    """Whether an operand comes with scales."""
+    return a in QUANTISED or w in QUANTISED
+
+
+def one_scale_for_k(a: str, w: str, scale_k: int, k: int) -> bool:
+    """Whether int8 operands keep one scale along K, so that the sum is scaled and nothing else."""
+    return INT8 in (a, w) and scale_k >= k and k < _INT32_TERMS
 
 
 def gemm_of(target: AscendTarget, shape: Shape, config: Config) -> Gemm:
@@ -81,15 +106,18 @@ def gemm_of(target: AscendTarget, shape: Shape, config: Config) -> Gemm:
 def tile_space(target: AscendTarget, shape: Shape, rows: int) -> Space:
     """Tiles and compiler switches; what exceeds the chip is left to the compiler to refuse.
 
-    A tile of scaled weights lies in one column of scale blocks and one row of them.
+    A tile of scaled weights lies in one column of scale blocks, unless these hold a row each, and
+    in one row of them.
     """
     compute, n, k = compute_of(target, shape), int(shape["n"]), int(shape["k"])
-    scaled = FP8 in (str(shape["a_dtype"]), str(shape["w_dtype"]))
+    a, w = str(shape["a_dtype"]), str(shape["w_dtype"])
+    scaled = is_scaled(a, w)
     widths = [b for b in (128, 64, 256, 32) if b < 2 * max(n, 32)]
     depths = [b for b in (128, 256, 64, 512) if b < 2 * max(k, 32)]
     if scaled:
-        widths = _dividing(widths, int(shape["block_n"]))
-        depths = _dividing(depths, int(shape["block_k"]))
+        widths = widths if int(shape["block_n"]) == 1 else _dividing(widths, int(shape["block_n"]))
+        if not one_scale_for_k(a, w, int(shape["block_k"]), k):
+            depths = _dividing(depths, int(shape["block_k"]))
     if compute == "float32":         # a float32 tile of L1 is twice as large
         depths = sorted(depths)
     heights = [b for b in (128, 64, 32, 16, 256)]
@@ -127,9 +155,9 @@ def operands(k: Kernel, target: AscendTarget, g: Gemm, rows: Any, experts: Any,
     """Declare the tensors, in the order of the operators' arguments; out is [rows, n] if None."""
     scales_n, scales_k = -(-g.n // g.scale_n), -(-g.k // g.scale_k)
     a = k.tensor("a", (rows, g.k), stored(target, g.a))
-    a_scale = k.tensor("a_scale", (rows, scales_k), "float32") if g.a == FP8 else None
+    a_scale = k.tensor("a_scale", (rows, scales_k), "float32") if g.a in QUANTISED else None
     b = k.tensor("b", (experts * g.n, g.k), stored(target, g.w))
-    b_scale = (k.tensor("b_scale", (experts * scales_n, scales_k), "float32") if g.w == FP8
+    b_scale = (k.tensor("b_scale", (experts * scales_n, scales_k), "float32") if g.w in QUANTISED
                else None)
     return Operands(a, a_scale, b, b_scale, k.tensor("out", out or (rows, g.n), g.out))
 
@@ -141,40 +169,67 @@ def product(k: Kernel, g: Gemm, t: Operands, row: Callable[[Any], Any], count: A
     Only the first `columns` of these weights are read; by default all that an expert has. A column
     that is no multiple of block_n may lie in two blocks of scales: pass `columns` then.
     """
-    one_scale = columns is None
+    one_scale = columns is None and g.scale_n % g.block_n == 0
     columns = g.n - column if columns is None else columns
-    acc = k.fill((g.block_m, g.block_n), "float32", 0)
+    acc = k.fill((g.block_m, g.block_n), g.sums if g.late else "float32", 0)
     scales_n = -(-g.n // g.scale_n)
-    with k.loop(-(-g.k // g.block_k)) as step:
-        first = step * g.block_k
-        at_k = first // g.scale_k
 
+    def scales_at(at_k: Any) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]:
         def scale_a(i: Any) -> Any:
             return t.a_scale[row(i), at_k]
 
         def scale_b(j: Any) -> Any:
-            at = column // g.scale_n if one_scale else (column + j) // g.scale_n
+            at = column if one_scale else column + j
+            at = at if g.scale_n == 1 else at // g.scale_n
             return t.b_scale[expert * scales_n + at, at_k]
 
-        a = _operand(k, g, g.a, t.a, row, first, (g.block_m, g.block_k), count,
-                     scale_a if t.a_scale is not None else None)
+        return (None if t.a_scale is None else scale_a), (None if t.b_scale is None else scale_b)
+
+    with k.loop(-(-g.k // g.block_k)) as step:
+        first = step * g.block_k
+        scale_a, scale_b = (None, None) if g.late else scales_at(first // g.scale_k)
+        a = _operand(k, g, g.a, t.a, row, first, (g.block_m, g.block_k), count, scale_a)
         b = _operand(k, g, g.w, t.b, lambda j: expert * g.n + column + j, first,
-                     (g.block_n, g.block_k), columns,
-                     scale_b if t.b_scale is not None else None, one_scale)
-        if not g.promoted:
+                     (g.block_n, g.block_k), columns, scale_b, one_scale)
+        if g.late or not g.promoted:
             k.matmul(acc, a, b, transposed=True)
         else:
-            part = k.fill((g.block_m, g.block_n), "float32", 0)
+            part = k.fill((g.block_m, g.block_n), g.sums, 0)
             k.matmul(part, a, b, transposed=True)
-            raw = k.new((g.block_m,), "float32", scale_a, lambda i: i < count)
-            scale = raw if g.unit == 1.0 else k.new((g.block_m,), "float32", lambda i:
-                                                    raw[i] * T.float32(g.unit))
-            if one_scale:
-                k.put(acc, lambda i, j: acc[i, j] + part[i, j] * (scale[i] * scale_b(j)))
-            else:
-                of_column = k.new((g.block_n,), "float32", scale_b, lambda j: j < columns)
-                k.put(acc, lambda i, j: acc[i, j] + part[i, j] * (scale[i] * of_column[j]))
-    return acc
+            value = _scaled(k, g, part, scale_a, scale_b, count, columns, one_scale)
+            k.put(acc, lambda i, j: acc[i, j] + value(i, j))
+    if not g.late:
+        return acc
+    value = _scaled(k, g, acc, *scales_at(0), count, columns, one_scale)
+    return k.new((g.block_m, g.block_n), "float32", value)
+
+
+def _scaled(k: Kernel, g: Gemm, part: Any, scale_a: Callable[[Any], Any] | None,
+            scale_b: Callable[[Any], Any] | None, count: Any, columns: Any, one_scale: bool
+            ) -> Callable[[Any, Any], Any]:
+    """Axes to a product of codes times the scales that there are, in float32."""
+    factors: list[Callable[[Any, Any], Any]] = []
+    if scale_a is not None:
+        raw = k.new((g.block_m,), "float32", scale_a, lambda i: i < count)
+        of_row = raw if g.unit == 1.0 else k.new((g.block_m,), "float32", lambda i:
+                                                 raw[i] * T.float32(g.unit))
+        factors.append(lambda i, j: of_row[i])
+    if scale_b is not None:
+        if one_scale:
+            factors.append(lambda i, j: scale_b(j))
+        else:
+            of_column = k.new((g.block_n,), "float32", scale_b, lambda j: j < columns)
+            factors.append(lambda i, j: of_column[j])
+    wide = part
+    if str(part.dtype) != "float32":
+        wide = k.new((g.block_m, g.block_n), "float32",
+                     lambda i, j: T.Cast("float32", part[i, j]))
+
+    def value(i: Any, j: Any) -> Any:
+        made = factors[0](i, j) * factors[1](i, j) if len(factors) == 2 else factors[0](i, j)
+        return wide[i, j] * made
+
+    return value
 
 
 def _operand(k: Kernel, g: Gemm, dtype: str, tensor: Any, row: Callable[[Any], Any], first: Any,
@@ -195,9 +250,12 @@ def _operand(k: Kernel, g: Gemm, dtype: str, tensor: Any, row: Callable[[Any], A
         return raw
     if g.promoted:
         return decoded(k, shape, lambda i, c: raw[i, c], "float16")
-    if dtype != FP8:
+    if dtype == INT8 and g.late and g.compute != "float32":
+        wide = k.new(shape, "float32", lambda i, c: T.Cast("float32", raw[i, c]))
+        return k.new(shape, g.compute, lambda i, c: T.Cast(g.compute, wide[i, c]))
+    if dtype not in QUANTISED or g.late:
         return k.new(shape, g.compute, lambda i, c: T.Cast(g.compute, raw[i, c]))
-    if held == FP8:
+    if held == FP8 or dtype == INT8:
         wide = k.new(shape, "float32", lambda i, c: T.Cast("float32", raw[i, c]))
     else:
         wide = decoded(k, shape, lambda i, c: raw[i, c], "float32")

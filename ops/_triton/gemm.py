@@ -21,7 +21,7 @@ first, last   the part of [0, K) to sum: first a multiple of BLOCK_K; 0 and K fo
 SCALE_N, _K   rows and columns of b that one scale covers (block_n, block_k)
 EVEN_K        K % BLOCK_K == 0 (and of a split's part): no mask code is made
 SWAP          weights stand on the matrix unit's M side: keeps WGMMA at BLOCK_M 16 and 32
-A ... PRECISION   `**modes(target, a.dtype, b.dtype, out_dtype, block_k, BLOCK_K, precision)`
+A ... PRECISION   `**modes(target, a.dtype, b.dtype, out_dtype, block_k, BLOCK_K, precision, K)`
 o_rows        int64 [BLOCK_M]: offset of each output row; o_n: stride along N
 
 `product` below is the same for any two operands (see its parameters).
@@ -38,33 +38,42 @@ from torch import Tensor
 
 from ..space import Config
 from .fp8 import codes, decode, to_fnuz
-from .gemm_space import options
+from .gemm_space import fits_int32, options
 
 if TYPE_CHECKING:
     from ...targets.base import GridTarget
 
-KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8"}
+KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8",
+         torch.int8: "int8"}
 Modes = dict[str, str | bool]
 
 
 def modes(target: GridTarget, a: torch.dtype, b: torch.dtype, out: torch.dtype, scale_k: int,
-          block_k: int, precision: str) -> Modes:
+          block_k: int, precision: str, k: int) -> Modes:
     """A, B, DOT, SCALES, FP8 and PRECISION of a kernel for operands of these dtypes.
 
     SCALES "tile": one scale per row and K tile, applied to the tile's product in float32 (the
     two-level accumulation of DeepSeek-V3, section 3.3.2). "element": K tiles cut scale blocks, so
-    the scales are applied before the dot, which is then a float32 one.
+    the scales are applied before the dot, which is then a float32 one. "late": int8 with one scale
+    for all of K, applied once to the sum; two int8 operands are summed in int32, without error.
     FP8 pairs are multiplied as FP8 where the device does, but for float32 results: Hopper's FP8
-    matrix unit keeps 14 bits of a sum (same section). "f16" holds e4m3 exactly.
+    matrix unit keeps 14 bits of a sum (same section). "f16" holds e4m3 exactly, "bf16" int8.
     """
     kinds = KINDS[a], KINDS[b]
     aligned = scale_k % block_k == 0
-    scales = "none" if "fp8" not in kinds else "tile" if aligned else "element"
+    if "int8" in kinds and scale_k >= k:
+        scales = "late" if fits_int32(k) else "tile"
+    elif "fp8" in kinds or "int8" in kinds:
+        scales = "tile" if aligned else "element"
+    else:
+        scales = "none"
     if "f32" in kinds or scales == "element":
         dot = "f32"
     elif kinds == ("fp8", "fp8"):
         fp8 = target.fp8 != "bits" and out == torch.bfloat16 and block_k >= 32
         dot = "fp8" if fp8 else "f16"
+    elif kinds == ("int8", "int8"):
+        dot = "int8"
     else:
         dot = "bf16"
     return {"A": kinds[0], "B": kinds[1], "DOT": dot, "SCALES": scales, "FP8": target.fp8,
@@ -84,7 +93,8 @@ def constants(target: GridTarget, config: Config, a: Tensor, b: Tensor, out: tor
             "BLOCK_N": int(config["block_n"]), "BLOCK_K": block_k,
             "EVEN_K": a.shape[-1] % block_k == 0, "SWAP": bool(config["swap"]),
             "GROUP_M": int(config["group_m"]),
-            **modes(target, a.dtype, b.dtype, out, scale_k, block_k, str(config["precision"])),
+            **modes(target, a.dtype, b.dtype, out, scale_k, block_k, str(config["precision"]),
+                    a.shape[-1]),
             **options(config)}
 
 
@@ -108,6 +118,8 @@ def operand(tile, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
     if KIND != "fp8":
         if DOT == "f32":
             return tile.to(tl.float32)
+        elif KIND == "int8" and DOT == "bf16":
+            return tile.to(tl.bfloat16)
         else:
             return tile
     elif DOT == "fp8":
@@ -150,6 +162,33 @@ def tile_scale(scale, offsets, there, ONE: tl.constexpr):
 
 
 @triton.jit
+def scaled(part, x_scale, x_scales, x_there, y_scale, y_scales, y_there, X_ONE: tl.constexpr,
+           Y_ONE: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, DOT: tl.constexpr,
+           FP8: tl.constexpr):
+    """A product of codes times the scales at these offsets, in float32."""
+    X_CODES: tl.constexpr = X == "fp8" or X == "int8"
+    Y_CODES: tl.constexpr = Y == "fp8" or Y == "int8"
+    part = part.to(tl.float32)
+    if X_CODES:
+        sx = tile_scale(x_scale, x_scales, x_there, X_ONE)
+    if Y_CODES:
+        sy = tile_scale(y_scale, y_scales, y_there, Y_ONE)
+    if X_CODES and Y_CODES:                      # one multiply-add of the tile where possible
+        if X_ONE and Y_ONE:
+            return part * (sx * lost(DOT, FP8) * sy)
+        elif X_ONE:
+            return part * (sy * lost(DOT, FP8) * sx)[None, :]
+        elif Y_ONE:
+            return part * (sx * lost(DOT, FP8) * sy)[:, None]
+        else:
+            return part * (sx * lost(DOT, FP8))[:, None] * sy[None, :]
+    elif X_CODES:
+        return part * (sx if X_ONE else sx[:, None])
+    else:
+        return part * (sy if Y_ONE else sy[None, :])
+
+
+@triton.jit
 def load_tile(at, seen, inside, EVEN_K: tl.constexpr):
     """A tile, zero where its rows are not seen (None: all are) and outside K."""
     if seen is None:
@@ -180,7 +219,8 @@ def product(x, x_rows, x_there, x_k, x_scale, x_scales, x_scale_k,
     yp = y + y_rows[None, :] + (first + k).to(tl.int64)[:, None] * y_k
     x_seen = None if x_there is None else x_there[:, None]
     y_seen = None if y_there is None else y_there[None, :]
-    acc = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
+    SUMS: tl.constexpr = tl.int32 if DOT == "int8" and SCALES == "late" else tl.float32
+    acc = tl.zeros((BLOCK_X, BLOCK_Y), SUMS)
     for at in range(first, last, BLOCK_K):
         inside = k < K - at
         xv = load_tile(xp, x_seen, inside[None, :], EVEN_K)
@@ -189,11 +229,11 @@ def product(x, x_rows, x_there, x_k, x_scale, x_scales, x_scale_k,
         yo = operand(yv, Y, DOT, FP8)
         if SCALES == "element":
             block = ((at + k) // SCALE_K).to(tl.int64)
-            if X == "fp8":
+            if X == "fp8" or X == "int8":
                 at_x = x_scale + (x_scales if X_ONE else x_scales[:, None])
                 xo *= load_tile(at_x + (block * x_scale_k)[None, :], None if X_ONE else x_seen,
                                 inside[None, :], EVEN_K)
-            if Y == "fp8":
+            if Y == "fp8" or Y == "int8":
                 at_y = y_scale + (y_scales if Y_ONE else y_scales[None, :])
                 yo *= load_tile(at_y + (block * y_scale_k)[:, None], None if Y_ONE else y_seen,
                                 inside[:, None], EVEN_K)
@@ -201,29 +241,17 @@ def product(x, x_rows, x_there, x_k, x_scale, x_scales, x_scale_k,
         elif SCALES == "tile":
             block = at // SCALE_K
             part = tl.dot(xo, yo, input_precision=PRECISION)
-            if X == "fp8":
-                sx = tile_scale(x_scale, x_scales + block * x_scale_k, x_there, X_ONE)
-            if Y == "fp8":
-                sy = tile_scale(y_scale, y_scales + block * y_scale_k, y_there, Y_ONE)
-            if X == "fp8" and Y == "fp8":            # one multiply-add of the tile where possible
-                if X_ONE and Y_ONE:
-                    part = part * (sx * lost(DOT, FP8) * sy)
-                elif X_ONE:
-                    part = part * (sy * lost(DOT, FP8) * sx)[None, :]
-                elif Y_ONE:
-                    part = part * (sx * lost(DOT, FP8) * sy)[:, None]
-                else:
-                    part = part * (sx * lost(DOT, FP8))[:, None] * sy[None, :]
-            elif X == "fp8":
-                part = part * (sx if X_ONE else sx[:, None])
-            else:
-                part = part * (sy if Y_ONE else sy[None, :])
-            acc += part
+            acc += scaled(part, x_scale, x_scales + block * x_scale_k, x_there, y_scale,
+                          y_scales + block * y_scale_k, y_there, X_ONE, Y_ONE, X, Y, DOT, FP8)
         else:
-            acc = tl.dot(xo, yo, acc, input_precision=PRECISION)
+            acc = tl.dot(xo, yo, acc, input_precision=PRECISION, out_dtype=SUMS)
         xp += BLOCK_K * x_k
         yp += BLOCK_K * y_k
-    return acc
+    if SCALES == "late":
+        return scaled(acc, x_scale, x_scales, x_there, y_scale, y_scales, y_there, X_ONE, Y_ONE, X,
+                      Y, DOT, FP8)
+    else:
+        return acc
 
 
 @triton.jit

@@ -12,8 +12,20 @@ from ..spec import Shape
 if TYPE_CHECKING:
     from ...targets.base import GridTarget
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1}
-FP8 = "float8_e4m3fn"
+FP8, INT8 = "float8_e4m3fn", "int8"
+BYTES = {"float32": 4, "bfloat16": 2, FP8: 1, INT8: 1}
+
+
+def fits_int32(k: int) -> bool:
+    """Whether the sum of k products of int8 codes, 2^14 each at most, stays below 2^31."""
+    return k < 1 << 17
+
+
+def scaled_by_tiles(a: str, w: str, scale_k: int, k: int) -> bool:
+    """Whether scales are applied to the product of every K tile (`modes` decides)."""
+    if INT8 in (a, w) and scale_k >= k and fits_int32(k):
+        return False
+    return FP8 in (a, w) or INT8 in (a, w)
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,21 @@ class Gemm:
     @property
     def quantised(self) -> bool:
         """Scales are applied tile by tile: a second accumulator lives beside the first."""
-        return FP8 in (self.a, self.w)
+        return scaled_by_tiles(self.a, self.w, self.scale_k, self.k)
 
     def wide(self, block_k: int) -> bool:
         """Whether the dot is a float32 one (`modes` decides)."""
         return "float32" in (self.a, self.w) or (self.quantised and self.scale_k % block_k != 0)
 
+    @property
+    def decoding(self) -> bool:
+        """Whether codes become bfloat16 on their way to the dot."""
+        return self.a == "bfloat16" and self.w in (FP8, INT8)
+
     def loaded(self, config: Config) -> int:
         """Bytes of the operands' tiles in one pipeline stage."""
-        return int(config["block_k"]) * (int(config["block_m"]) * _BYTES[self.a]
-                                         + int(config["block_n"]) * _BYTES[self.w])
+        return int(config["block_k"]) * (int(config["block_m"]) * BYTES[self.a]
+                                         + int(config["block_n"]) * BYTES[self.w])
 
 
 def gemm_of(shape: Shape, rows: int, total: int, tma: bool = False, split: bool = False) -> Gemm:
@@ -75,7 +92,7 @@ def _first(default: Knob, others: Iterable[Knob]) -> tuple[Knob, ...]:
 
 def _block_ks(target: GridTarget, g: Gemm) -> tuple[int, ...]:
     """K tiles, best first: those that scale blocks are made of; 128 bytes of a row if possible."""
-    widest = max(_BYTES[g.a], _BYTES[g.w])
+    widest = max(BYTES[g.a], BYTES[g.w])
     sizes: tuple[int, ...] = {1: (128, 64, 32), 2: (64, 128, 32), 4: (32, 64, 16)}[widest]
     if g.quantised:
         if widest == 2 and wgmma(target):      # 128 bytes of the weights; elsewhere that spills
@@ -106,7 +123,7 @@ def fits(target: GridTarget, g: Gemm, config: Config) -> bool:
     tile = block_m * block_n // threads
     wide = g.wide(block_k)
     roomy = target.arch.startswith("gfx") or (wgmma(target) and g.a == g.w)
-    most = 128 if not (g.quantised or wide) else 64 if roomy else 48
+    most = 128 if not (g.quantised or wide or (g.a == INT8 and not roomy)) else 64 if roomy else 48
     if not 2 <= tile <= most or g.loaded(config) * int(config["stages"]) > target.shared_bytes:
         return False
     if swap and (block_n < 64 or not wgmma(target)):
@@ -128,10 +145,10 @@ def _default(target: GridTarget, g: Gemm) -> dict[str, Knob]:
     block_k = _block_ks(target, g)[0]
     wide = g.wide(block_k)
     # decoding weights on the way to mma.sync: larger tiles and more stages spill some bytes
-    tight = nvidia and not mma64 and (g.a, g.w) == ("bfloat16", FP8)
+    tight = nvidia and not mma64 and g.decoding
     block_m = min(max(_power(g.rows), 16), 64 if wide or tight else 128)
     block_n = min(64 if block_m < 64 or wide else 128, max(_power(g.n), 16))
-    swap = mma64 and block_n >= 64 and (block_m < 64 or (g.a, g.w) == ("bfloat16", FP8))
+    swap = mma64 and block_n >= 64 and (block_m < 64 or g.decoding)
     made: dict[str, Knob] = {
         "form": "pointer", "swap": swap, "block_m": block_m, "block_n": block_n,
         "block_k": block_k, "group_m": 8 if g.total > 128 else 1, "splits": 1,
@@ -146,7 +163,7 @@ def _default(target: GridTarget, g: Gemm) -> dict[str, Knob]:
 
 def _forms(target: GridTarget, g: Gemm) -> tuple[str, ...]:
     """Forms with descriptors: where rows of both operands lie on 16 bytes."""
-    on_16 = all(g.k * _BYTES[d] % 16 == 0 for d in (g.a, g.w))
+    on_16 = all(g.k * BYTES[d] % 16 == 0 for d in (g.a, g.w))
     if not (g.tma and target.has_tma and on_16):
         return ()
     return ("tma", "tma_ws") if wgmma(target) and g.rows > 16 else ("tma",)

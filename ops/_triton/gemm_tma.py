@@ -11,13 +11,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gemm import lost, operand, store_tile, tile_scale
+from .gemm import operand, scaled, store_tile
 
 
 def descriptors_take(*tensors: Tensor) -> bool:
     """Whether TMA reads these tensors: rows unit-strided, all else on 16 bytes."""
     return all(x.stride(-1) == 1 and x.data_ptr() % 16 == 0
                and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1]) for x in tensors)
+
+
+@triton.jit
+def scaled_tile(part, a_scale, a_at, there, b_scale, b_at, ONE: tl.constexpr, SWAP: tl.constexpr,
+                A: tl.constexpr, B: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
+    """A product of codes in either order, times the scales at these offsets."""
+    if SWAP:
+        return scaled(part, b_scale, b_at, None, a_scale, a_at, there, ONE, False, B, A, DOT, FP8)
+    else:
+        return scaled(part, a_scale, a_at, there, b_scale, b_at, None, False, ONE, A, B, DOT, FP8)
 
 
 @triton.jit
@@ -31,8 +41,8 @@ def tile_tma(a, count, a_m, a_scale, a_scales, as_k, b, b_n, b_scale, bs_n, bs_k
 
     a and out point to the tile's first row, b to its expert, a_scales [BLOCK_M] are offsets of
     the rows' scales. The descriptors end after `count` rows: others are neither read nor written.
-    SCALES is "none" or "tile". STORE: out takes a descriptor too; stores by pointers cost the
-    warp-specialised form 160 bytes of spills.
+    SCALES is "none", "tile" or "late". STORE: out takes a descriptor too; stores by pointers cost
+    the warp-specialised form 160 bytes of spills.
     """
     there = tl.arange(0, BLOCK_M) < count
     ad = tl.make_tensor_descriptor(a, [count, K], [a_m, 1], [BLOCK_M, BLOCK_K])
@@ -42,31 +52,28 @@ def tile_tma(a, count, a_m, a_scale, a_scales, as_k, b, b_n, b_scale, bs_n, bs_k
     columns = column if ONE else (column + tl.arange(0, BLOCK_N)) % N
     b_scales = (columns // SCALE_N).to(tl.int64) * bs_n
     ROWS: tl.constexpr = BLOCK_N if SWAP else BLOCK_M
-    acc = tl.zeros((ROWS, BLOCK_M + BLOCK_N - ROWS), tl.float32)
+    SUMS: tl.constexpr = tl.int32 if DOT == "int8" and SCALES == "late" else tl.float32
+    acc = tl.zeros((ROWS, BLOCK_M + BLOCK_N - ROWS), SUMS)
     for at in tl.range(first, last, BLOCK_K, warp_specialize=WS):
         av = operand(ad.load([0, at]), A, DOT, FP8)
         bv = operand(bd.load([column, at]), B, DOT, FP8)
-        if SCALES == "none":
-            acc = tl.dot(bv if SWAP else av, av.T if SWAP else bv.T, acc,
-                         input_precision=PRECISION)
-        else:
+        if SCALES == "tile":
             block = at // SCALE_K
             part = tl.dot(bv if SWAP else av, av.T if SWAP else bv.T, input_precision=PRECISION)
-            sb = tile_scale(b_scale, b_scales + block * bs_k, None, ONE)
-            if A == "fp8":
-                sa = tile_scale(a_scale, a_scales + block * as_k, there, False) * lost(DOT, FP8)
-                if ONE:
-                    sa = sa * sb
-                part = part * (sa[None, :] if SWAP else sa[:, None])
-            if A != "fp8" and ONE:
-                part = part * sb
-            if not ONE:
-                part = part * (sb[:, None] if SWAP else sb[None, :])
-            acc += part
+            acc += scaled_tile(part, a_scale, a_scales + block * as_k, there, b_scale,
+                               b_scales + block * bs_k, ONE, SWAP, A, B, DOT, FP8)
+        else:
+            acc = tl.dot(bv if SWAP else av, av.T if SWAP else bv.T, acc,
+                         input_precision=PRECISION, out_dtype=SUMS)
+    if SCALES == "late":
+        total = scaled_tile(acc, a_scale, a_scales, there, b_scale, b_scales, ONE, SWAP, A, B, DOT,
+                            FP8)
+    else:
+        total = acc
     if STORE:
         od = tl.make_tensor_descriptor(out, [count, N], [o_m, 1], [BLOCK_M, BLOCK_N])
-        value = acc.to(out.dtype.element_ty)
+        value = total.to(out.dtype.element_ty)
         od.store([0, column], value.T if SWAP else value)
     else:
-        store_tile(out, tl.arange(0, BLOCK_M).to(tl.int64) * o_m, there, o_n, tile, N, acc,
+        store_tile(out, tl.arange(0, BLOCK_M).to(tl.int64) * o_m, there, o_n, tile, N, total,
                    BLOCK_N, SWAP)

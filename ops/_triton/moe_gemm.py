@@ -1,20 +1,20 @@
-"""The inner product of w8a8 for few rows: activations are cast to FP8 on their way to the dot."""
+"""The inner product of w8a8 for few rows: activations are cast on their way to the dot."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .casts import cast, largest, scale_from
 from .gemm import lost, operand
+from .int8 import quantised
 
 
 @triton.jit
 def product_casting(x, x_rows, x_there, x_k, w, w_rows, w_k, w_scale, w_scales, ws_k, first, last,
                     K, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                    EVEN_K: tl.constexpr, SWAP: tl.constexpr, DOT: tl.constexpr,
-                    FP8: tl.constexpr):
-    """As `product` of gemm.py on x cast by per_token_group_quant_fp8; a K tile is one group.
+                    EVEN_K: tl.constexpr, SWAP: tl.constexpr, KIND: tl.constexpr,
+                    DOT: tl.constexpr, FP8: tl.constexpr):
+    """As `product` of gemm.py on x cast by per_token_group_quant_*; a K tile is one group.
 
     Every program casts its rows again: for a tile of 16 rows that is arithmetic in the shadow of
     the weights' loads, and saves a launch. w_rows, w_scales: int64 [BLOCK_N].
@@ -35,15 +35,14 @@ def product_casting(x, x_rows, x_there, x_k, w, w_rows, w_k, w_scale, w_scales, 
             inside = k < K - at
             xv = tl.load(xp, mask=x_there[:, None] & inside[None, :], other=0.0)
             wv = tl.load(wp, mask=inside[None, :] if SWAP else inside[:, None], other=0.0)
-        v = xv.to(tl.float32)
-        scale = scale_from(largest(v), 1e-10, False, False)
-        xo = operand(cast(v, scale, False, False, FP8), "fp8", DOT, FP8)
-        wo = operand(wv, "fp8", DOT, FP8)
+        codes, scale = quantised(xv.to(tl.float32), KIND, FP8)
+        xo = operand(codes, KIND, DOT, FP8)
+        wo = operand(wv, KIND, DOT, FP8)
         sw = tl.load(w_scale + w_scales + at // GROUP * ws_k) * lost(DOT, FP8)
         if SWAP:
-            acc += tl.dot(wo, tl.trans(xo)) * sw[:, None] * scale[None, :]
+            acc += tl.dot(wo, tl.trans(xo)).to(tl.float32) * sw[:, None] * scale[None, :]
         else:
-            acc += tl.dot(xo, wo) * scale[:, None] * sw[None, :]
+            acc += tl.dot(xo, wo).to(tl.float32) * scale[:, None] * sw[None, :]
         xp += GROUP * x_k
         wp += GROUP * w_k
     return acc

@@ -1,180 +1,310 @@
 """One block of keys under online softmax (FlashAttention-2, Dao 2023), for decode and prefill.
 
-All operands are float32 scratch with rows padded to whole vectors. Scores are dot products along
-the feature axis in mr x nr register tiles, so nothing is transposed or packed; the softmax runs
-along the keys, and probabilities are broadcast over the value features.
+Scores stand with rows (heads or queries) in lanes: a query panel is loaded as vectors, keys are
+broadcast, and softmax needs no sum across lanes. Outputs stand with features in lanes, so values
+are loaded as vectors and probabilities are broadcast. Both products run in float32, or with
+AVX512-BF16 on pairs: two features of a key, then two keys of a feature.
+
+Plain Python functions that emit into the TVMScript function that calls them, as in gemm.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import lcm
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 from tvm.script import tirx as T
 
-from ..space import Knob
+from ..space import Config, Knob, Space
+from .bf16dot import dot
 from .exp2 import exp2_nonpositive
 
+Expr = Any                           # a TVM expression
+Buffer = Any                         # a TVM buffer
+
+Keys = Callable[[Expr], Callable[[int, Expr], Expr]]     # score tile -> (key, element) -> value
+
 NO_KEY = -1e30                       # a row maximum that no score reaches: no key seen so far
+LOW, HIGH = 0xFFFF, -65536           # the halves of a pair
+
+
+def padded(size: Any, unit: int) -> Any:
+    """The smallest multiple of unit that holds size."""
+    return -(-size // unit) * unit if isinstance(size, int) else (size + (unit - 1)) // unit * unit
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Compile-time sizes of one block. Widths are padded to whole vectors."""
+    """Compile-time sizes of one block."""
 
     lanes: int
+    pairs: bool                      # bfloat16 pairs as int32, else float32
+    rows: int                        # rows of a task at most
     keys: int                        # keys in a block
     d_qk: int
     d_v: int
-    mr: int                          # score tile: mr rows x nr keys
-    nr: int
-    pr: int                          # output tile: pr rows x pv vectors
+    hv: int                          # score tile: hv row vectors x nk keys
+    nk: int
+    pr: int                          # output tile: pr rows, a part of one row vector, x pv vectors
     pv: int
-    unroll: int                      # of the dot product
+    scaled: int = 0                  # features of a key that share a scale; 0: none has one
+
+    @property
+    def step(self) -> int:
+        """Features (or keys) in one element of an operand."""
+        return 2 if self.pairs else 1
+
+    @property
+    def scales(self) -> int:
+        """Scales of a key, and versions of its probabilities."""
+        return -(-self.d_v // self.scaled) if self.scaled else 1
+
+    @property
+    def unit(self) -> str:
+        """The element type of operands."""
+        return "int32" if self.pairs else "float32"
+
+    @property
+    def group(self) -> int:
+        """Rows of a score tile."""
+        return self.hv * self.lanes
+
+    @property
+    def row_vectors(self) -> int:
+        """Row vectors of a task, in whole score tiles."""
+        return int(padded(self.rows, self.group)) // self.lanes
+
+    @property
+    def q_steps(self) -> int:
+        """Elements of a query or key."""
+        return -(-self.d_qk // self.step)
 
     @property
     def key_rows(self) -> int:
-        """Rows of the key scratch: whole score tiles."""
-        return padded(self.keys, self.nr)
+        """Keys of the scratch: whole score tiles and pairs."""
+        return int(padded(padded(self.keys, self.nk), 2))
 
     @property
     def columns(self) -> int:
-        """Columns of the score scratch: whole score tiles and whole vectors."""
-        return max(self.key_rows, padded(self.keys, self.lanes))
+        """Features of the output: whole tiles; of pairs, whole vectors of even and odd ones."""
+        return int(padded(padded(self.d_v, self.pv * self.lanes), self.lanes * self.step))
 
     @property
-    def sums(self) -> int:
-        """Scores of a tile."""
-        return self.mr * self.nr
+    def value_columns(self) -> int:
+        """Elements of a row of values: one vector more than needed spreads rows over cache sets."""
+        return self.columns + self.lanes
 
     @property
-    def registers(self) -> int:
-        """float32 elements of the accumulators."""
-        return self.lanes * max(self.mr * self.nr, self.pr * self.pv)
+    def key_columns(self) -> int:
+        """Elements of a row of keys, whole vectors; in float32 a row is also a row of values."""
+        return max(int(padded(self.q_steps, self.lanes)), self.columns // self.step)
+
+    def vector(self, first: Expr) -> Expr:
+        """The indices of one vector."""
+        return T.ramp(first, 1, self.lanes)
+
+    def add(self, total: Expr, a: Expr, b: Expr) -> Expr:
+        """total + a * b for vectors total and a and a scalar b."""
+        wide = T.broadcast(b, self.lanes)
+        return dot(total, a, wide, self.lanes) if self.pairs else total + a * wide
 
 
-def padded(size: int, unit: int) -> int:
-    """The smallest multiple of unit that holds size."""
-    return -(-size // unit) * unit
+def put(buffer: Buffer, index: Any, value: Expr) -> None:
+    """buffer[index] = value."""
+    T.buffer_store(buffer, value, list(index) if isinstance(index, tuple) else [index])
 
 
-class Steps(NamedTuple):
-    """The macros of one block; each is a T.inline function."""
-
-    start: Any                       # (acc, top, total, rows)
-    scores: Any                      # (q, keys, s, sees, reg, half, quarter, rows, n)
-    softmax: Any                     # (s, sees, top, total, rescale, lane, rows, n)
-    accumulate: Any                  # (s, sees, values, acc, rescale, reg, rows)
-
-
-def lane_sum(buffer: Any, base: Any, lanes: int) -> Any:
-    """The sum of `lanes` neighbours as a tree, which LLVM turns into shuffles."""
-    terms = [buffer[base + i] for i in range(lanes)]
-    while len(terms) > 1:
-        half = len(terms) // 2
-        terms = [terms[i] + terms[i + half] for i in range(half)]
-    return terms[0]
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """A block for registers. Its regions are not derived: they would name buffers inside it."""
+    with T.sblock(name):
+        T.reads([])
+        T.writes([])
+        yield
 
 
-def steps(t: Tile) -> Steps:
-    """The macros for one tile size.
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    """if condition: ..."""
+    with T.If(condition), T.Then():
+        yield
 
-    `rows` must be a multiple of mr and pr; the block holds n <= t.keys keys, of which row r sees
-    the first sees[r] <= n; later rows see no fewer, so a tile's last row bounds its work.
-    """
-    V, mr, nr, pr, pv, unroll = t.lanes, t.mr, t.nr, t.pr, t.pv, t.unroll
-    d_qk, d_v = t.d_qk, t.d_v
 
-    @T.inline
-    def start(acc, top, total, rows):  # type: ignore[no-untyped-def]
-        for r in range(rows):
-            top[r] = T.float32(NO_KEY)
-            total[r] = T.float32(0)
-            for d in range(d_v // V):
-                for l in T.vectorized(V):
-                    acc[r, d * V + l] = T.float32(0)
+def registers(count: int, lanes: int, dtype: str = "float32") -> Buffer:
+    """Vector registers: constant indices only."""
+    return T.alloc_buffer((count * lanes,), dtype, scope="local")
 
-    def fold(reg: Any, half: Any, a: Any, l: Any) -> Any:
-        """Lane l of four partial sums: 6 % faster scores than a tree of 16 scalars (AVX-512)."""
-        if V == 4:
-            return reg[a * V + l]
-        wide = half if V == 16 else reg
-        return wide[a * 8 + l] + wide[a * 8 + 4 + l]
 
-    @T.inline
-    def scores(q, keys, s, sees, reg, half, quarter, rows, n):  # type: ignore[no-untyped-def]
-        for jt in range((n + (nr - 1)) // nr):
-            for it in range(rows // mr):
-                if jt * nr < sees[it * mr + (mr - 1)]:
-                    for a in T.unroll(mr * nr):
-                        for l in T.vectorized(V):
-                            reg[a * V + l] = T.float32(0)
-                    for d in range(d_qk // V // unroll):
-                        for u in T.unroll(unroll):
-                            for i in T.unroll(mr):
-                                for j in T.unroll(nr):
-                                    for l in T.vectorized(V):
-                                        reg[(i * nr + j) * V + l] = (
-                                            reg[(i * nr + j) * V + l]
-                                            + q[it * mr + i, (d * unroll + u) * V + l]
-                                            * keys[jt * nr + j, (d * unroll + u) * V + l])
-                    for a in T.unroll(mr * nr):
-                        if V == 16:
-                            for l in T.vectorized(8):
-                                half[a * 8 + l] = reg[a * V + l] + reg[a * V + 8 + l]
-                        for l in T.vectorized(4):
-                            quarter[a * 4 + l] = fold(reg, half, a, l)
-                    for i in T.unroll(mr):
-                        for j in T.unroll(nr):
-                            s[it * mr + i, jt * nr + j] = lane_sum(quarter, (i * nr + j) * 4, 4)
+class Block:
+    """The scratch of one task, and the steps of a block of keys on it."""
 
-    @T.inline
-    def softmax(s, sees, top, total, rescale, lane, rows, n):  # type: ignore[no-untyped-def]
-        for r in range(rows):
-            for l in T.vectorized(V):
-                lane[l] = top[r]
-            for c in range((n + (V - 1)) // V):
-                for l in T.vectorized(V):  # select, do not multiply: what is masked may be NaN
-                    lane[l] = T.max(lane[l], T.Select(c * V + l < sees[r], s[r, c * V + l],
-                                                      T.float32(NO_KEY)))
-            rescale[r] = top[r]
-            for l in range(V):
-                top[r] = T.max(top[r], lane[l])
-            rescale[r] = exp2_nonpositive(rescale[r] - top[r])
-            for l in T.vectorized(V):
-                lane[l] = T.float32(0)
-            for c in range((n + (V - 1)) // V):
-                for l in T.vectorized(V):
-                    s[r, c * V + l] = T.Select(c * V + l < sees[r],
-                                               exp2_nonpositive(s[r, c * V + l] - top[r]),
-                                               T.float32(0))
-                for l in T.vectorized(V):
-                    lane[l] = lane[l] + s[r, c * V + l]
-            total[r] = total[r] * rescale[r] + lane_sum(lane, 0, V)
+    def __init__(self, tile: Tile):
+        t = self.tile = tile
+        shape = (t.row_vectors, t.lanes)
 
-    @T.inline
-    def accumulate(s, sees, values, acc, rescale, reg, rows):  # type: ignore[no-untyped-def]
-        for dt in range(d_v // (V * pv)):
-            for it in range(rows // pr):
-                for i in T.unroll(pr):
-                    for j in T.unroll(pv):
-                        for l in T.vectorized(V):
-                            reg[(i * pv + j) * V + l] = (
-                                acc[it * pr + i, (dt * pv + j) * V + l] * rescale[it * pr + i])
-                for k in range(sees[it * pr + (pr - 1)]):
-                    for i in T.unroll(pr):
-                        for j in T.unroll(pv):
-                            for l in T.vectorized(V):
-                                reg[(i * pv + j) * V + l] = (
-                                    reg[(i * pv + j) * V + l]
-                                    + s[it * pr + i, k] * values[k, (dt * pv + j) * V + l])
-                for i in T.unroll(pr):
-                    for j in T.unroll(pv):
-                        for l in T.vectorized(V):
-                            acc[it * pr + i, (dt * pv + j) * V + l] = reg[(i * pv + j) * V + l]
+        def scratch(*sizes: int, dtype: str = "float32") -> Buffer:
+            return T.alloc_buffer(sizes, dtype, scope="global")
 
-    return Steps(start, scores, softmax, accumulate)
+        self.q = scratch(t.row_vectors, t.q_steps, t.lanes, dtype=t.unit)
+        self.keys = scratch(t.key_rows, t.key_columns, dtype=t.unit)
+        self.s = scratch(t.row_vectors, t.key_rows, t.lanes)
+        self.p = scratch(t.scales, t.row_vectors, t.key_rows // t.step, t.lanes, dtype=t.unit)
+        self.acc = scratch(t.row_vectors * t.lanes, t.columns)
+        self.top, self.block_top = scratch(*shape), scratch(*shape)
+        self.total, self.rescale = scratch(*shape), scratch(*shape)
+        self.sees = scratch(*shape, dtype="int32")   # keys of the block that a row sees
+        if t.scaled:
+            self.scales = scratch(t.key_rows, t.scales)
+
+    def new_values(self) -> Buffer:
+        """Scratch for values that are not rows of keys."""
+        t = self.tile
+        return T.alloc_buffer((t.key_rows // t.step, t.value_columns), t.unit, scope="global")
+
+    def start(self, rows: Expr) -> None:
+        """No key seen by any row; rows are padded to whole score tiles here and in what follows."""
+        t = self.tile
+        with T.serial(rows // t.lanes) as v:
+            at = (v, t.vector(0))
+            put(self.top, at, T.broadcast(T.float32(NO_KEY), t.lanes))
+            put(self.total, at, T.broadcast(T.float32(0), t.lanes))
+        with T.serial(rows) as r, T.serial(t.columns // t.lanes) as c:
+            put(self.acc, (r, t.vector(c * t.lanes)), T.broadcast(T.float32(0), t.lanes))
+
+    def last_sees(self, group: Expr) -> Expr:
+        """Keys that the last row of a score tile sees: earlier rows see no more."""
+        t = self.tile
+        return self.sees[group * t.hv + (t.hv - 1), t.lanes - 1]
+
+    def scores(self, rows: Expr, n: Expr, factor: Expr, tile_keys: Keys | None = None) -> None:
+        """s = factor * q . keys for n keys, -inf where a row does not see one.
+
+        `tile_keys` finds the keys of a score tile where they stand; else they are in the scratch.
+        """
+        t = self.tile
+        with T.serial(rows // t.lanes) as v:
+            put(self.block_top, (v, t.vector(0)), self.top[v, t.vector(0)])
+        with (T.serial((n + (t.nk - 1)) // t.nk) as jt, T.serial(rows // t.group) as it,
+              when(jt * t.nk < self.last_sees(it)), scope("scores")):
+            self._score_tile(it, jt, factor, (tile_keys or self._loaded)(jt))
+
+    def _loaded(self, jt: Expr) -> Callable[[int, Expr], Expr]:
+        return lambda j, d: self.keys[jt * self.tile.nk + j, d]
+
+    def _score_tile(self, it: Expr, jt: Expr, factor: Expr,
+                    key: Callable[[int, Expr], Expr]) -> None:
+        t = self.tile
+        # a key is broadcast once and used at once: its order decides how many registers are live
+        cells = [(i, j, i * t.nk + j) for j in range(t.nk) for i in range(t.hv)]
+        reg = registers(len(cells), t.lanes)
+
+        def zero(buffer: Buffer) -> None:
+            for _, _, a in cells:
+                put(buffer, t.vector(a * t.lanes), T.broadcast(T.float32(0), t.lanes))
+
+        def product(buffer: Buffer, first: int, count: int) -> None:
+            with T.serial(first, first + count) as d:
+                for i, j, a in cells:
+                    r = t.vector(a * t.lanes)
+                    put(buffer, r, t.add(buffer[r], self.q[it * t.hv + i, d, t.vector(0)],
+                                         key(j, d)))
+
+        zero(reg)
+        if t.scaled:
+            part = registers(len(cells), t.lanes)
+            for g in range(t.scales):
+                first, last = g * t.scaled // 2, min((g + 1) * t.scaled, t.d_v) // 2
+                zero(part)
+                product(part, first, last - first)
+                for _, j, a in cells:
+                    r = t.vector(a * t.lanes)
+                    put(reg, r, reg[r] + part[r] * T.broadcast(self.scales[jt * t.nk + j, g],
+                                                               t.lanes))
+        done = t.d_v // 2 if t.scaled else 0
+        if t.q_steps > done:
+            product(reg, done, t.q_steps - done)
+        for i, j, a in cells:
+            r = t.vector(a * t.lanes)
+            seen = T.broadcast(jt * t.nk + j, t.lanes) < self.sees[it * t.hv + i, t.vector(0)]
+            put(reg, r, T.Select(seen, reg[r] * T.broadcast(factor, t.lanes),
+                                 T.broadcast(-T.infinity("float32"), t.lanes)))
+            put(self.s, (it * t.hv + i, jt * t.nk + j, t.vector(0)), reg[r])
+        for i in range(t.hv):
+            most = [reg[t.vector((i * t.nk + j) * t.lanes)] for j in range(t.nk)]
+            while len(most) > 1:
+                most = [T.max(a, b) for a, b in zip(most[::2], most[1::2], strict=False)] + (
+                    most[-1:] if len(most) % 2 else [])
+            at = (it * t.hv + i, t.vector(0))
+            put(self.block_top, at, T.max(self.block_top[at], most[0]))
+
+    def softmax(self, rows: Expr, n: Expr) -> None:
+        """p = 2^(s - top) with the rows' new maxima, their sums, and what rescales the output."""
+        t = self.tile
+        with T.serial(rows // t.lanes) as v, scope("softmax"):
+            x, lane = registers(2, t.lanes), registers(1, t.lanes)
+            with T.vectorized(t.lanes) as l:
+                put(lane, l, exp2_nonpositive(self.top[v, l] - self.block_top[v, l]))
+            with T.vectorized(t.lanes) as l:
+                put(self.rescale, (v, l), lane[l])
+                put(self.total, (v, l), self.total[v, l] * lane[l])
+                put(self.top, (v, l), self.block_top[v, l])
+            with T.vectorized(t.lanes) as l:
+                put(lane, l, T.float32(0))
+            known = T.min(n, self.last_sees(v // t.hv))      # beyond them s was not computed
+            with T.serial((known + (t.step - 1)) // t.step) as k:
+                for i in range(t.step):
+                    with T.vectorized(t.lanes) as l:
+                        put(x, i * t.lanes + l, exp2_nonpositive(
+                            self.s[v, k * t.step + i, l] - self.top[v, l]))
+                for i in range(t.step):
+                    with T.vectorized(t.lanes) as l:
+                        put(lane, l, lane[l] + x[i * t.lanes + l])
+                for g in range(t.scales):
+                    self._store_p(x, g, v, k)
+            with T.vectorized(t.lanes) as l:
+                put(self.total, (v, l), self.total[v, l] + lane[l])
+
+    def _store_p(self, x: Buffer, g: int, v: Expr, k: Expr) -> None:
+        """p = x, times the scale of a group of features if those have scales."""
+        t = self.tile
+        scale = [self.scales[t.step * k + i, g] if t.scaled else T.float32(1)
+                 for i in range(t.step)]
+        with T.vectorized(t.lanes) as l:
+            p = [x[i * t.lanes + l] * scale[i] for i in range(t.step)]
+            put(self.p, (g, v, k, l), nonnegative_pair(*p) if t.pairs else p[0])
+
+    def accumulate(self, values: Buffer, rows: Expr, n: Expr) -> None:
+        """acc = acc * rescale + p . values; a value past the last key is 0. Whole output tiles."""
+        t = self.tile
+        width = t.pv * t.lanes
+        cells = [(i, j, (i * t.pv + j) * t.lanes) for i in range(t.pr) for j in range(t.pv)]
+        with (T.serial(t.columns // width) as dt, T.serial((rows + (t.pr - 1)) // t.pr) as it,
+              scope("outputs")):
+            reg = registers(len(cells), t.lanes)
+            v, lane = it * t.pr // t.lanes, it * t.pr % t.lanes
+            for i, j, a in cells:
+                put(reg, t.vector(a), self.acc[it * t.pr + i, t.vector(
+                    dt * width + j * t.lanes)] * T.broadcast(
+                        self.rescale[v, lane + i], t.lanes))
+            seen = T.min(n, self.sees[v, lane + (t.pr - 1)])
+            with T.serial((seen + (t.step - 1)) // t.step) as k:
+                for i, j, a in cells:
+                    put(reg, t.vector(a), t.add(
+                        reg[t.vector(a)], values[k, t.vector(dt * width + j * t.lanes)],
+                        self.p[T.min(dt * width // t.scaled, t.scales - 1) if t.scaled else 0,
+                               v, k, lane + i]))
+            for i, j, a in cells:
+                put(self.acc, (it * t.pr + i, t.vector(dt * width + j * t.lanes)),
+                    reg[t.vector(a)])
+
+
+def nonnegative_pair(low: Expr, high: Expr) -> Expr:
+    """Two float32 >= 0 as bfloat16 in one int32, rounded half up."""
+    low, high = (T.reinterpret("int32", x) + T.int32(0x8000) for x in (low, high))
+    return ((low >> T.int32(16)) & T.int32(LOW)) | (high & T.int32(HIGH))
 
 
 def tile_sizes(tile: Knob) -> tuple[int, int]:
@@ -183,25 +313,43 @@ def tile_sizes(tile: Knob) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def waste(rows: int, group: int, unit: int) -> float:
-    """Rows computed, with groups padded to whole tiles, over rows asked for."""
-    full, rest = divmod(rows, group)
-    return (full * padded(group, unit) + padded(rest, unit)) / rows
+def row_lanes(lanes: int, rows: int) -> tuple[int, ...]:
+    """Vector widths for a number of rows: the narrowest that holds them, and the one below."""
+    first = next((w for w in (4, 8, 16) if w >= min(rows, lanes)), lanes)
+    return (first, first // 2) if first > 4 and rows % first else (first,)
 
 
-def tile_choices(rows: int, lanes: int, vectors: int = 0, beside: int = 1) -> tuple[str, ...]:
-    """The three "rows x columns" register tiles that load least per FMA, best first.
+def score_tiles(lanes: int, pairs: bool, scaled: bool = False) -> tuple[str, ...]:
+    """Row vectors x keys: as many accumulators as leave registers for operands, best first.
 
-    Columns are keys, or with `vectors` vectors of the output that must divide; `beside` is the
-    row count of the tile that shares the padding.
+    Of 32 registers, 16 accumulators hide the latency and any number up to 24 is as fast; with
+    pairs a tile of 8 or 16 keys lies within a page. Scaled keys take every accumulator twice.
     """
-    most = {16: 16, 8: 12}.get(lanes, 16)      # accumulators; AVX2 has 16 registers in all
-    found = []
-    for r in (1, 2, 3, 4, 5, 6, 8):
-        for c in (1, 2, 3, 4, 6, 8):
-            if r * c <= most and (not vectors or vectors % c == 0):
-                loads = (r + c) / (r * c)
-                stalls = max(1.0, 8 / (r * c))           # 2 FMAs a cycle take 4 cycles each
-                padding = waste(rows, rows, lcm(r, beside))
-                found.append((padding * max(stalls, 2 * loads), padding * loads, f"{r}x{c}"))
-    return tuple(name for _, _, name in sorted(found)[:3])
+    if lanes == 16 and scaled:
+        return ("2x4", "1x8", "2x6", "1x4")
+    if lanes == 16:
+        return ("2x8", "1x16", "1x8") if pairs else ("2x8", "1x16", "2x12", "1x8")
+    return ("2x6", "1x12", "2x4", "1x8")
+
+
+def output_tiles(lanes: int) -> tuple[str, ...]:
+    """Rows x vectors of features."""
+    return ("4x4", "8x2", "2x8", "1x4", "1x8") if lanes == 16 else (
+        "4x3", "2x4", "4x2", "1x4", "1x8")
+
+
+def fits(tile: Tile, rows: int) -> bool:
+    """Whether tiles divide what they must, and none pads much more than a vector must."""
+    least = padded(tile.d_v, tile.lanes * tile.step)
+    return (tile.lanes % tile.pr == 0 and tile.keys % tile.nk == 0
+            and padded(rows, tile.group) == padded(rows, tile.lanes)
+            and padded(rows, tile.pr) <= 1.25 * rows
+            and tile.columns - least <= max(least // 4, 2 * tile.lanes))
+
+
+def from_first(knobs: Mapping[str, tuple[Knob, ...]], where: Callable[[Config], bool]) -> Space:
+    """The space whose default is the first valid config in the order of the choices."""
+    configs = (dict(zip(knobs, values, strict=True)) for values in product(*knobs.values()))
+    first = next(c for c in configs if where(c))
+    return Space({name: (first[name], *(c for c in choices if c != first[name]))
+                  for name, choices in knobs.items()}, where)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
 from ..fp8 import E4M3_MAX
+from ..int8 import INT8_MAX
 from ..numerics import as_dtype
 from ..space import Space
+from .emit import Buffer, Expr, local, put, scope, when, widen
 from .exp import silu
 from .fp8 import bits, encode_e4m3, floats, magnitude_bits
-from .gemm import Buffer, Expr, local, put, scope, when, widen
-from .tiles import FP8, Tiles, storage
+from .int8_cast import int8_code
+from .tiles import FP8, QUANTISED, Tiles, bits_of, storage, unit
+
+if TYPE_CHECKING:
+    from ...targets.base import VectorTarget
 
 _SERIAL_WORK = 16_384                # elements below which waking the threads costs more
 _HEADER = 2                          # PLAN[0]: items, PLAN[1]: rows in them
@@ -26,17 +31,28 @@ def tensor(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
     return T.match_buffer(handle, sizes, storage(dtype), align=align)
 
 
-def space(lanes: int, decode: bool, w_dtype: str) -> Space:
-    """Tile and blocking choices; few rows tune the stream of weights, many rows the panels."""
-    tile = {16: ("6x4", "4x4", "4x6")}.get(lanes, ("3x4", "4x3", "2x4"))
-    plain = w_dtype == "float32"     # neither converts nor has panels
+def operand(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
+    """A parameter that the tiles read: bfloat16 as its bits."""
+    return tensor(handle, shape, bits_of(dtype))
+
+
+def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool) -> Space:
+    """Tiles and blocking; few rows tune the stream of weights, many rows the panels.
+
+    Where converting is dear (codes) panels pay from four rows on, where nothing is converted
+    (bfloat16 pairs) from 13 (docs/facts.md).
+    """
+    tile = {16: ("6x4", "4x4", "4x6")}.get(target.lanes, ("3x4", "4x3", "2x4"))
+    panel = {16: ("12x2", "8x3", "6x4")}.get(target.lanes, ("6x2", "4x3"))
+    few = 3 if w_dtype in QUANTISED else 12 if pairs else 6
+    panel_rows = (few, *(rows for rows in (3, 6, 12) if rows != few))
     if decode:
-        return Space({"tile": tile, "wide": (4, 8, 16), "chunk": (128, 256, 512, 64),
-                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
-                      "panel_rows": (6,) if plain else (6, 12), "rows": (128,)})
-    return Space({"tile": tile, "wide": (8,), "chunk": (64, 32, 128), "unroll": (1, 2),
-                  "order": ("item", "chunk"), "kc": (2048,) if plain else (2048, 512),
-                  "panel_rows": (6,) if plain else (6, 3, 12), "rows": (128, 256)})
+        return Space({"tile": tile, "wide": (4, 8), "chunk": (128, 256, 512), "unroll": (1, 2),
+                      "order": ("item", "chunk"), "kc": (2048,), "panel": panel[:1],
+                      "panel_rows": panel_rows, "rows": (128,), "ahead": (1024, 0)})
+    return Space({"tile": tile[:1], "wide": (4,), "chunk": (256, 128, 512), "unroll": (1, 2),
+                  "order": ("item", "chunk"), "kc": (2048, 512), "panel": panel,
+                  "panel_rows": panel_rows, "rows": (128, 256), "ahead": (1024,)})
 
 
 def each_row(count: Expr, work: int, body: Callable[[Expr], None]) -> None:
@@ -64,20 +80,28 @@ def along(lanes: int, length: int, body: Callable[[Expr], None]) -> None:
 
 def widen_row(lanes: int, X: Buffer, A: Buffer, scale: Buffer, row: Expr, k: int, dtype: str,
               block_k: int) -> None:
-    """X[row] = float32 of A[row]; fp8 by its scale [row, K block]."""
-    if dtype != FP8:
+    """X[row] = float32 of A[row]; codes by their scale [row, K block]."""
+    if dtype not in QUANTISED:
         along(lanes, k, lambda c: put(X, (row, c), widen(A[row, c], dtype)))
         return
     for first in range(0, k, block_k):
         def store(c: Expr, first: int = first) -> None:
-            value = widen(A[row, first + c], dtype) * T.float32(256.0)
+            value = widen(A[row, first + c], dtype) * T.float32(unit(dtype))
             put(X, (row, first + c), value * scale[row, first // block_k])
         along(lanes, min(block_k, k - first), store)
 
 
+def code_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int) -> None:
+    """X[row] = the bits of bfloat16 of the FP8 codes A[row], divided by 256: exact."""
+    along(lanes, k, lambda c: put(
+        X, (row, c), T.Cast("int16", bits(widen(A[row, c], FP8)) >> 16)))
+
+
 def round_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int, dtype: str,
-              block_k: int) -> None:
-    """X[row] = A[row] after a round trip through FP8, as per_token_group_quant_fp8 defines it."""
+              block_k: int, codes: str = FP8) -> None:
+    """X[row] = A[row] after a round trip through FP8 or int8, as per_token_group_quant_* say."""
+    largest = E4M3_MAX if codes == FP8 else INT8_MAX
+
     def one(first: int, length: int) -> None:
         with scope("group"):
             top, tops = local(1, "int32"), local(lanes, "int32")
@@ -96,11 +120,14 @@ def round_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int, dtype: str,
                 with T.serial(length // lanes * lanes, length) as c:
                     put(top, 0, T.max(top[0], magnitude_bits(read(c))))
             s = local(1)
-            put(s, 0, floats(top[0]) / T.float32(E4M3_MAX))
+            put(s, 0, floats(top[0]) / T.float32(largest))
 
             def store(c: Expr) -> None:
-                code = T.Cast("int8", encode_e4m3(read(c) / s[0]))
-                put(X, (row, first + c), widen(code, FP8) * T.float32(256.0) * s[0])
+                if codes == FP8:
+                    code = T.Cast("int8", encode_e4m3(read(c) / s[0]))
+                else:
+                    code = int8_code(read(c), s[0])
+                put(X, (row, first + c), widen(code, codes) * T.float32(unit(codes)) * s[0])
             along(lanes, length, store)
 
     for first in range(0, k, block_k):
@@ -109,18 +136,31 @@ def round_row(lanes: int, X: Buffer, A: Buffer, row: Expr, k: int, dtype: str,
 
 def scratch(g: Tiles) -> Buffer:
     """C of one task, with spare rows for the last tile."""
-    return T.alloc_buffer((g.rows + g.mr, g.halves * g.padded), "float32", scope="global")
+    shape = g.rows + max(g.mr, g.pm), g.halves * g.padded
+    return T.alloc_buffer(shape, "float32", scope="global")
 
 
 def write_tile(g: Tiles, C: Buffer, OUT: Buffer, rows: Expr, col: Expr, dtype: str,
                index: Callable[[Expr], tuple[Expr, ...]]) -> None:
-    """OUT[*index(r), col + j] = C[r, j], or silu(gate) * up of the two halves."""
-    def value(r: Expr, j: Expr) -> Expr:
-        return silu(C[r, j]) * C[r, g.padded + j] if g.halves == 2 else C[r, j]
+    """OUT[*index(r), col + j] = C[r, j], or silu(gate) * up of the two halves.
 
+    dtype "int16" stands for the bits of bfloat16.
+    """
     with T.serial(rows) as r:
-        along(g.lanes, g.width, lambda j: put(OUT, (*index(r), col + j),
-                                              T.Cast(dtype, value(r, j))))
+        if g.halves == 2:
+            along(g.lanes, g.width, lambda j: put(
+                C, (r, j), silu(C[r, j]) * C[r, g.padded + j]))
+        along(g.lanes, g.width, lambda j: put(
+            OUT, (*index(r), col + j),
+            bfloat_bits(C[r, j]) if dtype == "int16" else T.Cast(dtype, C[r, j])))
+
+
+def bfloat_bits(value: Expr) -> Expr:
+    """The bits of a float32 rounded to bfloat16, as int16; a NaN stays one."""
+    raw = bits(value)
+    rounded = (raw + (T.int32(0x7FFF) + ((raw >> 16) & T.int32(1)))) >> 16
+    quiet = T.Select(magnitude_bits(value) > T.int32(0x7F800000), T.int32(0x7FC0), rounded)
+    return T.Cast("int16", quiet)
 
 
 class Plan:

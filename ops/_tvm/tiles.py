@@ -10,12 +10,38 @@ from tvm.script import tirx as T
 from ..space import Config
 
 FP8 = "float8_e4m3fn"
+QUANTISED = (FP8, "int8")            # weights and activations that come with block scales
+INNER = 256                          # 256 by 32 bfloat16 of a panel stay in the first cache: 16 KB
+VECTORS = {16: 32, 8: 16, 4: 16}     # registers of a machine with so many lanes
 Expr = Any                           # a TVM expression
 
 
 def storage(dtype: str) -> str:
-    """The element type in which a kernel takes weights or activations: fp8 as signed bytes."""
+    """The element type in which a kernel takes a tensor: fp8 as signed bytes."""
     return "int8" if dtype == FP8 else dtype
+
+
+def bits_of(dtype: str) -> str:
+    """The same for operands of the tiles: bfloat16 as its bits, too."""
+    return "int16" if dtype == "bfloat16" else storage(dtype)
+
+
+def takes_pairs(dots: tuple[str, ...], x_dtype: str, w_dtype: str, k: int, block_k: int) -> bool:
+    """Whether bfloat16 dot products compute X @ W^T: exact products, float32 sums.
+
+    Only where X is bfloat16 already, or FP8 as W is; codes of eight bits are exact in bfloat16.
+    """
+    even = block_k % 2 == 0 or block_k >= k or w_dtype == "bfloat16"
+    exact = x_dtype == "bfloat16" and w_dtype != "float32" or x_dtype == w_dtype == FP8
+    return "bf16" in dots and exact and even
+
+
+def unit(dtype: str) -> float:
+    """What `widen` of a dtype must be multiplied by: an fp8 element comes divided by 256.
+
+    Two to the power of float16's exponent bias (15) less that of e4m3 (7).
+    """
+    return 256.0 if dtype == FP8 else 1.0
 
 
 @dataclass(frozen=True)
@@ -34,14 +60,18 @@ class Tiles:
     chunk: int                       # columns of a task
     kc: int                          # columns of K in a converted panel
     unroll: int
+    pm: int                          # rows of a panel's tile, and vectors of columns
+    pn: int
     panel_rows: int                  # items of more rows convert a panel first
     rows: int                        # rows of an item at most
+    ahead: int                       # bytes by which a stream of weights is fetched early; 0: not
     halves: int = 1                  # 2: gate and up, W is [E, 2n, K]
+    pairs: bool = False              # bfloat16 dot products; X is bfloat16
 
     @property
     def quantised(self) -> bool:
         """Whether W has block scales."""
-        return self.dtype == FP8
+        return self.dtype in QUANTISED
 
     @property
     def step_k(self) -> int:
@@ -54,19 +84,39 @@ class Tiles:
         return -(-self.k // self.step_k)
 
     @property
+    def run(self) -> int:
+        """Elements of K that a tile of few rows takes at once."""
+        return 64 if self.pairs and self.quantised else 32 if self.pairs else self.lanes
+
+    @property
     def ragged(self) -> bool:
         """Whether some run along K is not made of whole vectors."""
-        return bool(self.k % self.lanes or self.step_k % self.lanes)
+        return bool(self.k % self.run or self.step_k % self.run)
 
     @property
     def width(self) -> int:
-        """Columns of a task; the last chunk overlaps its neighbour rather than being narrower."""
-        return min(self.chunk, self.n)
+        """Columns of a task: whole tiles, about `chunk`, such that tasks are about equal.
+
+        The last chunk overlaps its neighbour rather than being narrower.
+        """
+        tiles = -(-self.n // self.tile_n)
+        wanted = max(self.chunk // self.tile_n, 1)
+
+        def waste(width: int) -> tuple[int, int]:
+            return -(-tiles // width) * width - tiles, abs(width - wanted)
+
+        best = min(range(max(wanted // 2, 1), wanted * 3 // 2 + 1), key=waste)
+        return min(best * self.tile_n, self.n)
+
+    @property
+    def tile_n(self) -> int:
+        """Columns of a panel's tile."""
+        return self.pn * self.lanes
 
     @property
     def padded(self) -> int:
-        """Columns of one half in the scratch: whole tiles, for panels add up: no overlap."""
-        return -(-self.width // self.nr) * self.nr
+        """Columns of one half in the scratch: whole tiles of panels."""
+        return -(-self.width // self.tile_n) * self.tile_n
 
     @property
     def chunks(self) -> int:
@@ -75,13 +125,64 @@ class Tiles:
 
     @property
     def panel_k(self) -> int:
-        """Columns of K in a panel: whole scale blocks, or whole vectors."""
-        unit = self.step_k if self.quantised else self.lanes
+        """Columns of K in a panel: whole scale blocks, or whole vectors under one scale."""
+        unit = self.step_k if self.k_blocks > 1 else self.panel_run
         return min(max(self.kc // unit, 1) * unit, self.k)
+
+    @property
+    def block(self) -> int:
+        """Columns of K of a panel under one scale."""
+        return min(self.step_k, self.panel_k) if self.quantised else self.panel_k
+
+    @property
+    def inner(self) -> int:
+        """Columns of K that a panel's tile sums at once: that part stays in the first cache."""
+        if not (self.pairs and self.quantised):
+            return min(self.panel_k, INNER)
+        splits = -(-self.block // INNER)
+        even = self.block % splits == 0 and self.block // splits % 2 == 0
+        return self.block // splits if even else self.block
+
+    @property
+    def per_step(self) -> int:
+        """Elements of K in a lane of a panel."""
+        return 2 if self.pairs else 1
+
+    def steps(self, length: Expr) -> Expr:
+        """Lanes that so many columns of K take."""
+        return (length + (self.per_step - 1)) // self.per_step
+
+    @property
+    def stored(self) -> str:
+        """What `widen` takes as the weights' dtype."""
+        return "int16" if self.dtype == "bfloat16" else self.dtype
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a stored weight."""
+        return {"float32": 4, "bfloat16": 2}.get(self.dtype, 1)
+
+    @property
+    def fetch_lines(self) -> int:
+        """Cache lines of the next tile's weights for each step through this one."""
+        return -(-self.tile_n * self.element_bytes * self.per_step // 64)
+
+    @property
+    def panel_run(self) -> int:
+        """Columns of K that are transposed at once."""
+        return self.lanes * 4 // self.element_bytes
+
+    @property
+    def row_sizes(self) -> tuple[int, ...]:
+        """Rows of the tiles that panels have code for: a remainder wastes one row at most."""
+        return (self.pm, *range((self.pm - 1) // 2 * 2, 1, -2), 1)
 
     def columns(self, rows: int) -> int:
         """Columns of a tile of that many rows."""
-        return min(max(self.nr, self.wide // rows // self.nr * self.nr), self.width)
+        most = max(self.nr, self.wide // rows // self.nr * self.nr)
+        if self.pairs and self.quantised:    # two sets of sums, and the weights
+            most = min(most, max((VECTORS[self.lanes] - 2) // (2 * rows + 1), 1))
+        return min(most, self.width)
 
     def column(self, chunk: Expr) -> Expr:
         """The first column of a chunk."""
@@ -89,10 +190,11 @@ class Tiles:
 
 
 def tiles(n: int, k: int, dtype: str, block: tuple[int, int], lanes: int, config: Config,
-          halves: int = 1) -> Tiles:
+          halves: int = 1, pairs: bool = False) -> Tiles:
     """The tiles of a config."""
     mr, nr = (int(x) for x in str(config["tile"]).split("x"))
+    pm, pn = (int(x) for x in str(config["panel"]).split("x"))
     return Tiles(n=n, k=k, dtype=dtype, block_n=block[0], block_k=block[1], lanes=lanes, mr=mr,
-                 nr=nr, halves=halves,
+                 nr=nr, pm=pm, pn=pn, halves=halves, pairs=pairs,
                  **{name: int(config[name])
-                    for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows")})
+                    for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows", "ahead")})

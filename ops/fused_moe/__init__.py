@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..fp8 import E4M3_MAX
+from ..fp8 import group_cast
 from ..gemm_nt.operand import (
     FP8,
     PLAIN,
+    QUANTISED,
     RTOL,
     blank_operand,
     check_block,
@@ -19,20 +20,22 @@ from ..gemm_nt.operand import (
     random_operand,
     weight_bytes,
 )
+from ..int8 import int8_cast
 from ..models import Load, ModelDims
 from ..numerics import as_dtype, blank, dtype_name, poison
+from ..routing import draw
 from ..spec import Args, Operator, Outputs, Shape, Work
 
-# With use_fp8_w8a8 the SwiGLU output is cast to FP8. A float32 result one ulp off the float64 one
+# With w8a8 the SwiGLU output is cast like the weights. A float32 result one ulp off the float64 one
 # can round to the neighbouring code (about one element in 10^5), which moves an output by up to
-# 2^-3 of that element's share, some 1e-2 of the row maximum at small inner sizes: compare w8a8 with
-# bfloat16 outputs (tolerance 1e-2), or float32 outputs with W8A8_RTOL.
+# 2^-3 of that element's share (FP8), some 1e-2 of the row maximum at small inner sizes: compare
+# w8a8 with bfloat16 outputs (tolerance 1e-2), or float32 outputs with W8A8_RTOL.
 W8A8_RTOL = {"float32": 1e-2, "bfloat16": 1e-2}
 
 
 def shape_of(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
              w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
-             use_fp8_w8a8: bool) -> Shape:
+             w8a8: bool) -> Shape:
     """Axes of a call."""
     check_block(block_n, block_k)
     if hidden.ndim != 2 or hidden.dtype not in PLAIN:
@@ -52,37 +55,40 @@ def shape_of(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_
     if topk_weights.dtype != torch.float32 or topk_weights.shape != topk_ids.shape:
         raise ValueError(f"topk_weights must be float32{list(topk_ids.shape)} like topk_ids, got "
                          f"{topk_weights.dtype}{list(topk_weights.shape)}")
-    if use_fp8_w8a8 and w1.dtype != FP8:
-        raise TypeError(f"use_fp8_w8a8 needs float8_e4m3fn weights, got {w1.dtype}")
+    if w8a8 and w1.dtype not in QUANTISED:
+        raise TypeError(f"w8a8 needs float8_e4m3fn or int8 weights, got {w1.dtype}")
     return {"e": e, "inter": inter, "hidden": k, "top_k": topk_ids.shape[1],
             "w_dtype": dtype_name(w1.dtype), "dtype": dtype_name(hidden.dtype),
-            "block_n": block_n, "block_k": block_k, "w8a8": use_fp8_w8a8, "tokens": tokens}
+            "block_n": block_n, "block_k": block_k, "w8a8": w8a8, "tokens": tokens}
 
 
 def empty(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
           w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
-          use_fp8_w8a8: bool) -> Outputs:
+          w8a8: bool) -> Outputs:
     """[T, K] like hidden."""
     return (torch.empty_like(hidden, memory_format=torch.contiguous_format),)
 
 
-def round_trip(x: Tensor, group: int) -> Tensor:
-    """float64 values after a cast to FP8 in groups, as per_token_group_quant_fp8 defines it."""
+def round_trip(x: Tensor, group: int, codes: torch.dtype = FP8) -> Tensor:
+    """float64 values after a cast in groups, as per_token_group_quant_fp8 or _int8 defines it."""
     k = x.shape[-1]
     groups = -(-k // group)
     padded = torch.nn.functional.pad(x.float(), (0, groups * group - k))
     blocks = padded.unflatten(-1, (groups, group))
-    scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-10) / torch.tensor(E4M3_MAX)
-    q = (blocks / scale).clamp(-E4M3_MAX, E4M3_MAX).to(FP8)
+    if codes == FP8:
+        q, scale = group_cast(blocks, 1e-10, False, (-1,))
+        q = q.to(FP8)
+    else:
+        q, scale = int8_cast(blocks, 1e-10, (-1,))
     wide: Tensor = (q.double() * scale.double()).flatten(-2)
     return wide[..., :k]
 
 
 def reference(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
               w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
-              use_fp8_w8a8: bool, *, out: Outputs) -> None:
+              w8a8: bool, *, out: Outputs) -> None:
     """In float64, expert by expert over those that appear."""
-    x = round_trip(hidden, block_k) if use_fp8_w8a8 else hidden.double()
+    x = round_trip(hidden, block_k, w1.dtype) if w8a8 else hidden.double()
     total = torch.zeros(hidden.shape, dtype=torch.float64)
     inter = w2.shape[2]
     for e in topk_ids.unique().tolist():
@@ -92,8 +98,8 @@ def reference(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk
         up = x[token] @ plain64(w1[e], None if w1_scale is None else w1_scale[e],
                                 (block_n, block_k)).T
         act = up[:, :inter] * up[:, :inter].sigmoid() * up[:, inter:]
-        if use_fp8_w8a8:
-            act = round_trip(act, block_k)
+        if w8a8:
+            act = round_trip(act, block_k, w1.dtype)
         down = act @ plain64(w2[e], None if w2_scale is None else w2_scale[e],
                              (block_n, block_k)).T
         total.index_add_(0, token, down * topk_weights[token, slot].double()[:, None])
@@ -108,12 +114,12 @@ def _weights(shape: Shape, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Te
     return w1, w2, w1_scale, w2_scale
 
 
-def route(tokens: int, top_k: int, experts: int, seed: int) -> tuple[Tensor, Tensor]:
+def route(tokens: int, top_k: int, experts: int, seed: int, shares: Tensor | None = None
+          ) -> tuple[Tensor, Tensor]:
     """Weights that sum to one, and distinct experts for each token."""
-    g = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(tokens, experts, generator=g).topk(min(top_k, experts), -1)
-    ids = drawn.indices.repeat(1, -(-top_k // max(experts, 1)))[:, :top_k].to(torch.int32)
-    weights = torch.rand(tokens, top_k, generator=g) + 0.1
+    ids = draw(tokens, top_k, experts, seed, shares)
+    ids = ids.repeat(1, -(-top_k // max(experts, 1)))[:, :top_k].to(torch.int32)
+    weights = torch.rand(tokens, top_k, generator=torch.Generator().manual_seed(seed)) + 0.1
     return weights / weights.sum(-1, keepdim=True), ids
 
 
@@ -148,10 +154,15 @@ def inputs(shape: Shape, seed: int) -> Args:
                  *route(tokens, int(shape["top_k"]), int(shape["e"]), seed))
 
 
-def redraw(args: Args, seed: int) -> Args:
+def redraw(args: Args, seed: int, shares: Tensor | None = None) -> Args:
     """Other experts, the same weights."""
     hidden, w1, w2, _, ids, *rest = args
-    return (hidden, w1, w2, *route(ids.shape[0], ids.shape[1], w1.shape[0], seed), *rest)
+    return (hidden, w1, w2, *route(ids.shape[0], ids.shape[1], w1.shape[0], seed, shares), *rest)
+
+
+def experts_of(args: Args) -> tuple[Tensor, Tensor]:
+    """The experts, and which of them each token goes to."""
+    return args[1], args[4]
 
 
 def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
@@ -207,9 +218,10 @@ def regime(shape: Shape) -> str:
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
     """The MoE layer on every number of tokens."""
+    block_n, block_k = model.scale_block(max(model.hidden, model.moe_inter))
     return tuple({"e": model.experts, "inter": model.moe_inter, "hidden": model.hidden,
                   "top_k": model.top_k, "w_dtype": model.weight_dtype, "dtype": model.act_dtype,
-                  "block_n": model.block, "block_k": model.block, "w8a8": False, "tokens": t}
+                  "block_n": block_n, "block_k": block_k, "w8a8": False, "tokens": t}
                  for t in load.tokens)
 
 
@@ -225,11 +237,13 @@ OP = Operator(
     dynamic=("tokens",),
     shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
     cases=cases, work=work,
-    shapes=shapes, regime=regime, redraw=redraw, rtol=RTOL,
+    shapes=shapes, regime=regime, redraw=redraw, experts_of=experts_of, rtol=RTOL,
     odd_shapes=(_odd(7, 200, 72, "float32", "float32", 128),
                 _odd(40, 200, 77, "bfloat16", "bfloat16", 128),
                 _odd(3, 331, 150, "float8_e4m3fn", "float32", 64),
                 _odd(40, 200, 72, "float8_e4m3fn", "float32", 128),
                 _odd(11, 300, 200, "float8_e4m3fn", "bfloat16", 128),
-                _odd(9, 300, 200, "float8_e4m3fn", "bfloat16", 128, w8a8=True)),
+                _odd(9, 300, 200, "float8_e4m3fn", "bfloat16", 128, w8a8=True),
+                _odd(7, 200, 150, "int8", "float32", 64),
+                {**_odd(9, 300, 200, "int8", "bfloat16", 300, w8a8=True), "block_n": 1}),
 )

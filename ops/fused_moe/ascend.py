@@ -14,12 +14,13 @@ from tvm.script.ir_builder import tirx as T
 
 from .._ascend.casts import narrowed, silu_mul, word
 from .._ascend.fp8 import codes
-from .._ascend.gemm import FP8, gemm_flags, gemm_of, operands, product, write
+from .._ascend.gemm import INT8, QUANTISED, gemm_flags, gemm_of, operands, product, write
 from .._ascend.grouped import FIELDS, grouped_space, pieces_of_runs
 from .._ascend.tile import Kernel as Tiles
 from .._ascend.tile import kernel
 from ..fp8 import AMAX_FLOOR, scale_count
-from ..per_token_group_quant_fp8.ascend import build as build_quant
+from ..per_token_group_quant_fp8 import ascend as to_fp8
+from ..per_token_group_quant_int8 import ascend as to_int8
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
@@ -27,26 +28,38 @@ if TYPE_CHECKING:
     from ...targets.ascend.target import AscendTarget
 
 _SUM_TILE = 8, 512                   # tokens and columns of the last kernel
+_GATHER_ROWS, _GATHER_BYTES = 16, 2048           # of a tile: 32 KiB, twice with double buffering
+_BYTES = {"float32": 4, "bfloat16": 2, INT8: 1}
 
 
 def _gemms(shape: Shape) -> tuple[Shape, Shape]:
     """Both products as shapes of a grouped GEMM."""
-    act = FP8 if shape["w8a8"] else shape["dtype"]
+    act = shape["w_dtype"] if shape["w8a8"] else shape["dtype"]
     both: Shape = {"e": shape["e"], "a_dtype": act, "w_dtype": shape["w_dtype"],
                    "out_dtype": shape["dtype"], "block_n": shape["block_n"],
                    "block_k": shape["block_k"]}
     inter, hidden = int(shape["inter"]), shape["hidden"]
     # rounded twice, the activation would often get another code than its definition says
     h = "float32" if shape["w8a8"] else shape["dtype"]
-    return ({**both, "n": 2 * inter, "k": hidden, "out_dtype": h},
+    return ({**both, "n": 2 * inter, "k": hidden, "out_dtype": h,
+             "block_n": 1 if _scale_each_row(shape) else shape["block_n"]},
             {**both, "n": hidden, "k": inter})
+
+
+def _scale_each_row(shape: Shape) -> bool:
+    """Whether a tile of w1's second half lies in two blocks of scales: each row gets its own then.
+
+    The device would have to copy the scales one by one.
+    """
+    return shape["w_dtype"] in QUANTISED and int(shape["inter"]) % int(shape["block_n"]) != 0
 
 
 def space(target: AscendTarget, shape: Shape) -> Space:
     """Tiles of both GEMMs."""
     pairs = int(shape["tokens"]) * int(shape["top_k"])
     rows = -(-pairs // max(int(shape["e"]), 1))
-    return grouped_space(target, {**_gemms(shape)[0], "n": shape["inter"]}, rows,
+    return grouped_space(target, {**_gemms(shape)[1], "n": shape["inter"],
+                                  "k": shape["hidden"]}, rows,
                          -(-min(pairs, 128) // max(rows, 1)))
 
 
@@ -58,15 +71,32 @@ def _walk(k: Tiles) -> tuple[Any, Any, Any]:
     return lists, pieces, lengths
 
 
+def gather_program(width: int, dtype: str) -> Any:
+    """moe_gather(rows, pairs, row [pairs], x [rows, W], out [pairs, W]): out[i] = x[row[i]]."""
+    tile = _GATHER_ROWS, _GATHER_BYTES // _BYTES[dtype]
+    with kernel("moe_gather") as k:
+        rows, pairs = k.scalar("rows"), k.scalar("pairs")
+        row = k.tensor("row", (pairs,), "int32")
+        x, out = k.tensor("x", (rows, width), dtype), k.tensor("out", (pairs, width), dtype)
+        r = k.block("x", T.ceildiv(pairs, tile[0])) * tile[0]
+        c = k.block("y", -(-width // tile[1])) * tile[1]
+
+        def inside(i: Any, j: Any) -> Any:
+            return T.And(r + i < pairs, c + j < width) if width % tile[1] else r + i < pairs
+
+        held = k.new(tile, dtype, lambda i, j: x[row[r + i], c + j], inside)
+        k.store(out, tile, lambda i, j: (r + i, c + j), lambda i, j: held[i, j], inside)
+    return k.func
+
+
 def first_program(target: AscendTarget, shape: Shape, config: Config) -> Any:
-    """moe_up(lists, room, pieces, lengths, tokens, pairs, token [pairs], a ..., h [pairs, I])."""
+    """moe_up(lists, room, pieces, lengths, pairs, a [pairs, K] ..., h [pairs, I])."""
     g, inter, lanes = gemm_of(target, _gemms(shape)[0], config), int(shape["inter"]), int(
         config["lanes"])
     with kernel("moe_up") as k:
         lists, pieces, lengths = _walk(k)
-        tokens, pairs = k.scalar("tokens"), k.scalar("pairs")
-        token = k.tensor("token", (pairs,), "int32")
-        t = operands(k, target, g, tokens, int(shape["e"]), (pairs, inter))
+        pairs = k.scalar("pairs")
+        t = operands(k, target, g, pairs, int(shape["e"]), (pairs, inter))
         at = k.block("x", lists)
         column = k.block("y", -(-inter // g.block_n)) * g.block_n
         lane = k.block("z", lanes)
@@ -75,7 +105,7 @@ def first_program(target: AscendTarget, shape: Shape, config: Config) -> Any:
             first, count, expert = (pieces[at, turn * lanes + lane, f] for f in range(FIELDS))
 
             def half(start: int) -> Any:
-                return product(k, g, t, lambda i: token[first + i], count, expert, start + column,
+                return product(k, g, t, lambda i: first + i, count, expert, start + column,
                                None if aligned else inter - column)
 
             act = silu_mul(k, half(0), half(inter))
@@ -86,12 +116,11 @@ def first_program(target: AscendTarget, shape: Shape, config: Config) -> Any:
 
 
 def second_program(target: AscendTarget, shape: Shape, config: Config) -> Any:
-    """moe_down(lists, room, pieces, lengths, pairs, pair [pairs], h ..., y [pairs, K])."""
+    """moe_down(lists, room, pieces, lengths, pairs, h [pairs, I] ..., y [pairs, K])."""
     g, lanes = gemm_of(target, _gemms(shape)[1], config), int(config["lanes"])
     with kernel("moe_down") as k:
         lists, pieces, lengths = _walk(k)
         pairs = k.scalar("pairs")
-        pair = k.tensor("pair", (pairs,), "int32")
         t = operands(k, target, g, pairs, int(shape["e"]))
         at = k.block("x", lists)
         column = k.block("y", -(-g.n // g.block_n)) * g.block_n
@@ -99,18 +128,22 @@ def second_program(target: AscendTarget, shape: Shape, config: Config) -> Any:
         with k.loop(T.max(lengths[at] - lane + lanes - 1, 0) // lanes) as turn:
             first, count, expert = (pieces[at, turn * lanes + lane, f] for f in range(FIELDS))
             acc = product(k, g, t, lambda i: first + i, count, expert, column)
-            write(k, g, t, acc, lambda i: pair[first + i], count, column)
+            write(k, g, t, acc, lambda i: first + i, count, column)
     return k.func
 
 
 def sum_program(shape: Shape) -> Any:
-    """moe_sum(tokens, weights [tokens, top_k], y [tokens, top_k, K], out [tokens, K])."""
+    """moe_sum(tokens, pairs, place, weights [tokens, top_k], y [pairs, K], out [tokens, K]).
+
+    place [tokens, top_k] says in which row of y a token's product stands.
+    """
     hidden, top_k, dtype = int(shape["hidden"]), int(shape["top_k"]), str(shape["dtype"])
     tile = _SUM_TILE
     with kernel("moe_sum") as k:
-        tokens = k.scalar("tokens")
+        tokens, pairs = k.scalar("tokens"), k.scalar("pairs")
+        place = k.tensor("place", (tokens, top_k), "int32")
         weights = k.tensor("weights", (tokens, top_k), "float32")
-        y = k.tensor("y", (tokens, top_k, hidden), dtype)
+        y = k.tensor("y", (pairs, hidden), dtype)
         out = k.tensor("out", (tokens, hidden), dtype)
         r = k.block("x", T.ceildiv(tokens, tile[0])) * tile[0]
         c = k.block("y", -(-hidden // tile[1])) * tile[1]
@@ -121,7 +154,7 @@ def sum_program(shape: Shape) -> Any:
         acc = k.fill(tile, "float32", 0)
         with k.loop(top_k) as slot:
             w = k.new(tile[:1], "float32", lambda i: weights[r + i, slot], lambda i: r + i < tokens)
-            x = k.new(tile, dtype, lambda i, j: y[r + i, slot, c + j], inside)
+            x = k.new(tile, dtype, lambda i, j: y[place[r + i, slot], c + j], inside)
             k.put(acc, lambda i, j: acc[i, j] + (T.Cast("float32", x[i, j]) if dtype != "float32"
                                                  else x[i, j]) * w[i])
         k.store(out, tile, lambda i, j: (r + i, c + j), lambda i, j: narrowed(acc[i, j], dtype),
@@ -130,12 +163,17 @@ def sum_program(shape: Shape) -> Any:
 
 
 def _cast(target: AscendTarget, shape: Shape, k: int, dtype: str) -> Kernel:
-    """The per-token-group cast of w8a8, in its default config."""
-    from ..per_token_group_quant_fp8.ascend import space as quant_space
+    """The per-token-group cast of w8a8 to the weights' codes, in its default config."""
+    quant: Shape = {"k": k, "group_size": shape["block_k"], "dtype": dtype, "ue8m0": False,
+                    "tokens": shape["tokens"]}
+    cast = to_int8 if shape["w_dtype"] == INT8 else to_fp8
+    made = cast.build(target, quant, cast.space(target, quant).default())
+    more = () if shape["w_dtype"] == INT8 else (False, False, False)     # layouts of FP8 scales
 
-    quant: Shape = {"k": k, "group_size": shape["block_k"], "dtype": dtype,
-                    "ue8m0": False, "tokens": shape["tokens"]}
-    return build_quant(target, quant, quant_space(target, quant).default())
+    def run(x: Tensor, *, out: Outputs) -> None:
+        made(x, int(shape["block_k"]), AMAX_FLOOR, *more, out=out)
+
+    return run
 
 
 def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
@@ -145,21 +183,34 @@ def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
     e, inter, hidden_size, top_k, group = (int(shape[a]) for a in (
         "e", "inter", "hidden", "top_k", "block_k"))
     block_m, block_n, lanes = (int(config[c]) for c in ("block_m", "block_n", "lanes"))
+    x_dtype = INT8 if shape["w8a8"] else str(shape["dtype"])     # codes are gathered as bytes
+    gathers = {x_dtype: gather_program(hidden_size, x_dtype)}
+    if shape["w8a8"]:
+        gathers["float32"] = gather_program(scale_count(hidden_size, group), "float32")
+    code = torch.int8 if shape["w_dtype"] == INT8 else torch.float8_e4m3fn
     casts = (_cast(target, shape, hidden_size, str(shape["dtype"])),
              _cast(target, shape, inter, "float32")) if shape["w8a8"] else None
 
     def quantised(x: Tensor, which: int) -> list[Tensor]:
         if casts is None:
             return [x]
-        q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+        q = torch.empty(x.shape, dtype=code, device=x.device)
         s = torch.empty((x.shape[0], scale_count(x.shape[1], group)), dtype=torch.float32,
                         device=x.device)
-        casts[which](x, group, AMAX_FLOOR, False, False, False, out=(q, s))
+        casts[which](x, out=(q, s))
         return [codes(target, q), s]
 
     def weight(w: Tensor, scale: Tensor | None) -> list[Tensor]:
         flat = [codes(target, w.flatten(0, 1).contiguous())]
         return flat if scale is None else [*flat, scale.flatten(0, 1).contiguous()]
+
+    def sorted_rows(x: Tensor, row: Tensor) -> Tensor:
+        held = x.view(torch.int8) if x.element_size() == 1 else x
+        made = torch.empty((row.shape[0], x.shape[1]), dtype=held.dtype, device=x.device)
+        name = str(held.dtype).removeprefix("torch.")
+        grid = (-(-row.shape[0] // _GATHER_ROWS), -(-x.shape[1] * _BYTES[name] // _GATHER_BYTES))
+        target.launch(gathers[name], grid, x.shape[0], row.shape[0], row, held, made)
+        return made.view(x.dtype)
 
     def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
             w1_scale: Tensor | None, w2_scale: Tensor | None, scale_n: int, scale_k: int,
@@ -174,16 +225,21 @@ def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
                         device=hidden.device)
         y = torch.zeros((pairs, hidden_size), dtype=hidden.dtype, device=hidden.device)
         if pairs and inter:
+            token = (order // top_k).int()
+            x = [sorted_rows(part, token) for part in quantised(hidden.contiguous(), 0)]
             pieces, lengths = pieces_of_runs(sorted_ids.int(), e, block_m)
             lists = *pieces.shape[:2], pieces.contiguous(), lengths.contiguous()
             windows = pieces.shape[0]
-            target.launch(up, (windows, -(-inter // block_n), lanes), *lists, tokens, pairs,
-                          (order // top_k).int(), *quantised(hidden.contiguous(), 0),
+            if w1_scale is not None and _scale_each_row(shape):
+                w1_scale = w1_scale.repeat_interleave(scale_n, 1)[:, :2 * inter]
+            target.launch(up, (windows, -(-inter // block_n), lanes), *lists, pairs, *x,
                           *weight(w1, w1_scale), h, **flags)
             target.launch(down, (windows, -(-hidden_size // block_n), lanes), *lists, pairs,
-                          order.int(), *quantised(h, 1), *weight(w2, w2_scale), y, **flags)
+                          *quantised(h, 1), *weight(w2, w2_scale), y, **flags)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(
+            pairs, device=order.device)).int()
         target.launch(add, (-(-tokens // _SUM_TILE[0]), -(-hidden_size // _SUM_TILE[1])), tokens,
-                      torch.where(known, topk_weights, 0.0), y, out[0],
+                      pairs, place, torch.where(known, topk_weights, 0.0), y, out[0],
                       enable_auto_multi_buffer=word(config["double_buffer"]))
 
     return run

@@ -1,7 +1,7 @@
 """GPU lowering: pairs by expert, GEMM 1 with SwiGLU, GEMM 2, weighted sum; nothing waits for the
 host.
 
-    [cast]                  w8a8 with cast "apart": hidden states to FP8
+    [cast]                  w8a8 with cast "apart": hidden states to FP8 or int8
     [count, scan, place]    align "sorted": which rows each tile takes
     GEMM 1                  gate and up in one tile, rows gathered; SwiGLU and its cast behind it
     [act]                   where GEMM 1 could not: K is split, or tiles cut scale groups
@@ -15,6 +15,7 @@ inter) activations and, split, 8 * splits * pairs * inter bytes of partial sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,12 @@ import torch
 import triton
 from torch import Tensor
 
-from .._triton.gemm import held, modes, scale_strides
+from .._triton.gemm import KINDS, held, modes, scale_strides
 from .._triton.gemm_space import options
 from .._triton.moe import LED_PAIRS, Plan, sort_pairs
 from ..numerics import as_dtype
-from ..per_token_group_quant_fp8 import triton as cast
+from ..per_token_group_quant_fp8 import triton as cast_fp8
+from ..per_token_group_quant_int8 import triton as cast_int8
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from .triton_kernels import act, add_up, gemm_down, gemm_up
@@ -131,21 +133,32 @@ class _Moe:
                 "BLOCK_K": block_k, "EVEN_K": k % block_k == 0,
                 "SWAP": bool(self.config["swap"]),
                 **modes(self.target, a.dtype, w.dtype, out, self.group, block_k,
-                        str(self.config["precision"])), **launch}
+                        str(self.config["precision"]), k), **launch}
 
     @cached_property
-    def to_fp8(self) -> Kernel:
-        """Rows to FP8 with a scale per group: an operator of its own."""
+    def codes(self) -> torch.dtype:
+        """What activations are quantised to: what the weights are."""
+        return as_dtype(str(self.shape["w_dtype"]))
+
+    @cached_property
+    def cast(self) -> Callable[[Tensor, Outputs], None]:
+        """Rows to codes with a scale per group: an operator of its own."""
         shape = {"k": self.size("hidden"), "group_size": self.group, "dtype": self.shape["dtype"],
-                 "ue8m0": False, "tokens": self.shape["tokens"]}
-        return cast.build(self.target, shape, cast.space(self.target, shape).default())
+                 "tokens": self.shape["tokens"]}
+        if self.codes == torch.int8:
+            kernel = cast_int8.build(self.target, shape,
+                                     cast_int8.space(self.target, shape).default())
+            return lambda x, out: kernel(x, self.group, 1e-10, out=out)
+        shape |= {"ue8m0": False}
+        fp8 = cast_fp8.build(self.target, shape, cast_fp8.space(self.target, shape).default())
+        return lambda x, out: fp8(x, self.group, 1e-10, False, False, False, out=out)
 
     def quantised(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states in FP8, and their scales."""
-        q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+        """Hidden states in codes, and their scales."""
+        q = torch.empty(x.shape, dtype=self.codes, device=x.device)
         scale = torch.empty((x.shape[0], -(-x.shape[1] // self.group)), dtype=torch.float32,
                             device=x.device)
-        self.to_fp8(x, self.group, 1e-10, False, False, False, out=(q, scale))
+        self.cast(x, (q, scale))
         return q, scale
 
     def up(self, x: Tensor, x_scale: Tensor | None, w: Tensor, w_scale: Tensor | None, rows: _Rows,
@@ -153,7 +166,7 @@ class _Moe:
         """SwiGLU of GEMM 1 for every pair, as GEMM 2 takes it."""
         pairs, inter, k = rows.plan.pairs, self.size("inter"), self.size("hidden")
         groups, splits = triton.cdiv(inter, self.group), self.splits
-        h = torch.empty((pairs, inter), dtype=torch.float8_e4m3fn if self.w8a8 else dtype,
+        h = torch.empty((pairs, inter), dtype=self.codes if self.w8a8 else dtype,
                         device=x.device)
         h_scale = torch.empty((pairs, groups), dtype=torch.float32,
                               device=x.device) if self.w8a8 else None
@@ -170,14 +183,14 @@ class _Moe:
             GROUP=self.group if self.w8a8 else 0, CAST=self.casting,
             **self.gemm(h, w, dtype, k))
         if not self.fused:
-            group = self.group if self.w8a8 else 128
+            group = min(self.group, inter) if self.w8a8 else 128
             width = triton.next_power_of_2(group)
             count = max(_SUMMED // width, 1)
             self.target.launch(
                 act, (pairs, triton.cdiv(triton.cdiv(inter, group), count)), to, rows.ids,
                 held(h, self.target.fp8), h_scale, inter, groups,
                 pairs * 2 * inter, E=self.size("e"), SPLITS=splits, GROUP=group, WIDTH=width,
-                COUNT=count, QUANT=self.w8a8, FP8=self.target.fp8, num_warps=4)
+                COUNT=count, KIND=KINDS[h.dtype], FP8=self.target.fp8, num_warps=4)
         return h, h_scale
 
     def down(self, h: Tensor, h_scale: Tensor | None, w: Tensor, w_scale: Tensor | None,
@@ -218,7 +231,7 @@ def build(target: GridTarget, shape: Shape, config: Config) -> Kernel:
 
     def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
             w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
-            use_fp8_w8a8: bool, *, out: Outputs) -> None:
+            w8a8: bool, *, out: Outputs) -> None:
         weights, ids = topk_weights.contiguous(), topk_ids.contiguous()
         for first in range(0, hidden.shape[0] if out[0].numel() else 0, at_most):
             part = slice(first, first + at_most)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton.casts import cast, largest, scale_from, silu_mul
+from .._triton.casts import silu_mul
 from .._triton.gemm import product, raster, store_tile, times_weights
+from .._triton.int8 import quantised
 from .._triton.moe import tile_expert, tile_rows
 from .._triton.moe_gemm import product_casting
 
@@ -27,14 +28,15 @@ def halves(acc, HALF: tl.constexpr, BLOCK_M: tl.constexpr, SWAP: tl.constexpr):
 
 @triton.jit
 def store_quantised(h, h_scale, pair, there, tile, v, INTER, groups, HALF: tl.constexpr,
-                    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, FP8: tl.constexpr):
+                    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, KIND: tl.constexpr,
+                    FP8: tl.constexpr):
     """Rows of v [BLOCK_M, HALF] as codes and one scale per GROUP columns; GROUP divides HALF."""
     COUNT: tl.constexpr = HALF // GROUP
     column = tile * HALF + tl.arange(0, HALF)
     v = tl.where((column < INTER)[None, :], v, 0.0)      # no part in the maximum
     v = tl.reshape(v, (BLOCK_M * COUNT, GROUP))
-    scale = scale_from(largest(v), 1e-10, False, False)
-    code = tl.reshape(cast(v, scale, False, False, FP8), (BLOCK_M, HALF))
+    codes, scale = quantised(v, KIND, FP8)
+    code = tl.reshape(codes, (BLOCK_M, HALF))
     row = pair.to(tl.int64)
     tl.store(h + (row * INTER)[:, None] + column[None, :], code,
              mask=there[:, None] & (column < INTER)[None, :])
@@ -54,7 +56,7 @@ def gemm_up(x, x_scale, w, w_scale, ids, plan, h, h_scale, pairs, tiles, table, 
             SCALES: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr):
     """BLOCK_N / 2 columns of gate and of up for the tokens of one row tile.
 
-    CAST: x is plain, and cast to FP8 on its way to the dot.
+    CAST: x is plain, and cast to the weights' codes on its way to the dot.
     FUSED: h[pair] = SwiGLU, quantised per GROUP columns unless GROUP is 0. Else h holds float32
     partial sums [splits, pairs, 2 * INTER], splits `part` elements apart.
     """
@@ -81,7 +83,7 @@ def gemm_up(x, x_scale, w, w_scale, ids, plan, h, h_scale, pairs, tiles, table, 
         if CAST:
             acc = product_casting(x, token * x_m, there, x_k, w, w_rows, w_k, w_scale, w_scales,
                                   ws_k, first, last, K, SCALE_K, BLOCK_M, BLOCK_N, EVEN_K, SWAP,
-                                  DOT, FP8)
+                                  A, DOT, FP8)
         elif SWAP:
             acc = product(w, w_rows, None, w_k, w_scale, w_scales, ws_k,
                           x, token * x_m, there, x_k, x_scale, token * xs_m, 1, first, last, K,
@@ -100,7 +102,7 @@ def gemm_up(x, x_scale, w, w_scale, ids, plan, h, h_scale, pairs, tiles, table, 
                 if SWAP:
                     v = tl.trans(v)
                 store_quantised(h, h_scale, pair, there, tile, v, INTER, groups, HALF, GROUP,
-                                BLOCK_M, FP8)
+                                BLOCK_M, A, FP8)
             else:
                 store_tile(h, row * INTER, there, 1, tile, INTER, v, HALF, SWAP)
         else:
@@ -111,9 +113,12 @@ def gemm_up(x, x_scale, w, w_scale, ids, plan, h, h_scale, pairs, tiles, table, 
 
 @triton.jit(do_not_specialize=["part"])
 def act(parts, ids, h, h_scale, INTER, groups, part, E: tl.constexpr, SPLITS: tl.constexpr,
-        GROUP: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, QUANT: tl.constexpr,
+        GROUP: tl.constexpr, WIDTH: tl.constexpr, COUNT: tl.constexpr, KIND: tl.constexpr,
         FP8: tl.constexpr):
-    """SwiGLU of the sum of SPLITS partial sums, in a fixed order; COUNT groups of one pair."""
+    """SwiGLU of the sum of SPLITS partial sums, in a fixed order; COUNT groups of one pair.
+
+    KIND: what h is stored as, "fp8" and "int8" with scales.
+    """
     pair = tl.program_id(0).to(tl.int64)
     expert = tl.load(ids + pair)
     if (expert >= 0) & (expert < E):
@@ -129,9 +134,9 @@ def act(parts, ids, h, h_scale, INTER, groups, part, E: tl.constexpr, SPLITS: tl
             up += tl.load(parts + (at + split * part + INTER), mask=mask, other=0.0)
         v = silu_mul(gate, up)
         to = h + pair * INTER + column
-        if QUANT:
-            scale = scale_from(largest(v), 1e-10, False, False)
-            tl.store(to, cast(v, scale, False, False, FP8), mask=mask)
+        if KIND == "fp8" or KIND == "int8":
+            codes, scale = quantised(v, KIND, FP8)
+            tl.store(to, codes, mask=mask)
             tl.store(h_scale + pair * groups + group, scale, mask=group < groups)
         else:
             tl.store(to, v.to(h.dtype.element_ty), mask=mask)
@@ -152,7 +157,8 @@ def gemm_down(h, h_scale, w, w_scale, ids, plan, y, pairs, tiles, table, order, 
         pair, there = tile_rows(ids, plan, pairs, table, order, tile_m, expert, BLOCK_M, LED)
         row, of = pair.to(tl.int64), expert.to(tl.int64)
         acc = times_weights(h, row * INTER, there, 1, h_scale, row * groups, 1,
-                            w + of * w_e, w_n, w_k, w_scale + of * ws_e if B == "fp8" else None,
+                            w + of * w_e, w_n, w_k,
+                            w_scale + of * ws_e if w_scale is not None else w_scale,
                             ws_n, ws_k, tile, N, INTER, 0, INTER, SCALE_N, SCALE_K, BLOCK_M,
                             BLOCK_N, BLOCK_K, EVEN_K, SWAP, A, B, DOT, SCALES, FP8, PRECISION)
         store_tile(y, row * N, there, 1, tile, N, acc, BLOCK_N, SWAP)

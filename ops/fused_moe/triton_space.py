@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .._triton.gemm_space import FP8, wgmma
+from .._triton.gemm_space import BYTES, FP8, INT8, scaled_by_tiles, wgmma
 from .._triton.moe import LED_PAIRS
 from ..space import Config, Knob, Space
 from ..spec import Shape
 
 if TYPE_CHECKING:
     from ...targets.base import GridTarget
-
-_SIZES = {"float32": 4, "bfloat16": 2, FP8: 1}
 
 
 def power(value: int) -> int:
@@ -35,7 +33,7 @@ class _Gemm:
     @property
     def quantised(self) -> bool:
         """Scales are applied tile by tile: a second accumulator lives beside the first."""
-        return FP8 in (self.a, self.w)
+        return scaled_by_tiles(self.a, self.w, self.scale_k, self.k)
 
     def wide(self, block_k: int) -> bool:
         """Whether the dot is a float32 one (`modes` decides)."""
@@ -43,14 +41,14 @@ class _Gemm:
 
     def loaded(self, config: Config) -> int:
         """Bytes of the operands' tiles in one pipeline stage."""
-        return int(config["block_k"]) * (int(config["block_m"]) * _SIZES[self.a]
-                                         + int(config["block_n"]) * _SIZES[self.w])
+        return int(config["block_k"]) * (int(config["block_m"]) * BYTES[self.a]
+                                         + int(config["block_n"]) * BYTES[self.w])
 
 
 def _gemm_1(shape: Shape) -> _Gemm:
     reached = max(min(_pairs(shape), int(shape["e"])), 1)
     return _Gemm(2 * int(shape["inter"]), int(shape["hidden"]),
-                 FP8 if shape["w8a8"] else str(shape["dtype"]), str(shape["w_dtype"]),
+                 str(shape["w_dtype"] if shape["w8a8"] else shape["dtype"]), str(shape["w_dtype"]),
                  int(shape["block_k"]), -(-_pairs(shape) // reached))
 
 
@@ -60,7 +58,7 @@ def _pairs(shape: Shape) -> int:
 
 def _block_ks(g: _Gemm) -> tuple[int, ...]:
     """K tiles, best first: 128 bytes of the weights, made of whole scale blocks."""
-    widest = max(_SIZES[g.a], _SIZES[g.w])
+    widest = max(BYTES[g.a], BYTES[g.w])
     sizes: tuple[int, ...] = {1: (128, 64, 256), 2: (64, 128, 32), 4: (32, 64, 16)}[widest]
     if g.quantised:
         if widest == 2:
@@ -91,7 +89,7 @@ def _fits(target: GridTarget, g: _Gemm, config: Config) -> bool:
     tile = block_m * block_n // (int(config["warps"]) * target.warp_size)
     # accumulators of a thread, from what compiled without spills
     roomy = target.arch.startswith("gfx") or (wgmma(target) and g.a == g.w)
-    most = 128 if not (g.quantised or wide) else 64 if roomy else 48
+    most = 128 if not (g.quantised or wide or (g.a == INT8 and not roomy)) else 64 if roomy else 48
     if not 2 <= tile <= most or g.loaded(config) * int(config["stages"]) > target.shared_bytes:
         return False
     if config["align"] == "led" and block_m > 64:
@@ -112,15 +110,15 @@ def _default(target: GridTarget, shape: Shape, g: _Gemm) -> dict[str, Knob]:
     block_m = min(max(power(g.rows * 4 // 3), 16), 32 if wide else 64 if g.quantised else 128)
     block_n = 64 if wide else 128
     # a whole scale group of each half in a tile: the activation is quantised in the epilogue
-    if g.a == FP8 and block_m >= 64 and not wide:
+    if g.a in (FP8, INT8) and g.scale_k <= 128 and block_m >= 64 and not wide:
         block_n = min(max(2 * power(g.scale_k), 128), 256)
     block_n = min(block_n, max(2 * power(g.n // 2), 32))
     swap = wgmma(target) and not wide and block_n >= 64 and (
-        block_m < 64 or (g.a, g.w) == ("bfloat16", FP8))
+        block_m < 64 or (g.a == "bfloat16" and g.w in (FP8, INT8)))
     few = _pairs(shape) <= LED_PAIRS.value and block_m <= 64
     # in a decode step the cast hides behind the weights' loads, where it is an instruction, and a
     # launch of its own would show
-    cast = (g.a == FP8 and few and block_m == 16 and block_k == g.scale_k
+    cast = (g.a in (FP8, INT8) and few and block_m == 16 and block_k == g.scale_k
             and target.fp8 != "bits")
     made: dict[str, Knob] = {
         "align": "led" if few else "sorted", "swap": swap,
@@ -147,7 +145,7 @@ def moe_space(target: GridTarget, shape: Shape) -> Space:
         return tuple(dict.fromkeys((first[name], *others)))
 
     most: int = LED_PAIRS.value
-    casts = ("fused", "apart") if g.a == FP8 else ("apart",)
+    casts = ("fused", "apart") if g.a in (FP8, INT8) else ("apart",)
     knobs: dict[str, tuple[Knob, ...]] = {
         "cast": around("cast", *casts),
         "align": around("align", *(("led", "sorted") if 64 < _pairs(shape) <= most else ())),

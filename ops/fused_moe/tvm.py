@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.gemm import Task, local, put, scope
+from .._tvm.emit import local, put, scope
+from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     Plan,
     each_row,
     each_task,
+    operand,
     round_row,
     scratch,
     tensor,
@@ -20,8 +22,12 @@ from .._tvm.gemm_stages import (
     write_tile,
 )
 from .._tvm.gemm_stages import space as gemm_space
-from .._tvm.tiles import tiles
-from ..gemm_nt.tvm import bytes_of, scales_of
+from .._tvm.int8_lower import serves
+from .._tvm.int8_lower import space as int8_space
+from .._tvm.int8_moe import bind_moe, lower_moe
+from .._tvm.llvm import functions, importing
+from .._tvm.tiles import takes_pairs, tiles
+from ..gemm_nt.tvm import scales_of, weights_of
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
@@ -34,13 +40,23 @@ _SCRATCH_ELEMENTS = 64_000_000       # 256 MB of float32: more tokens run in sev
 
 def space(target: VectorTarget, shape: Shape) -> Space:
     """Tiles and blocking, of both GEMMs."""
-    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+    if serves(target, shape):
+        return int8_space(target, regime(shape) == "decode")
+    return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
+                      uses_pairs(target, shape))
+
+
+def uses_pairs(target: VectorTarget, static: Shape) -> bool:
+    """Whether bfloat16 dot products compute both GEMMs; SwiGLU is rounded to bfloat16 then."""
+    return not static["w8a8"] and all(takes_pairs(
+        target.dots, str(static["dtype"]), str(static["w_dtype"]), int(static[k]),
+        int(static["block_k"])) for k in ("hidden", "inter"))
 
 
 class _Moe:
     """The stages; rows of the GEMMs are (token, slot) pairs sorted by expert."""
 
-    def __init__(self, lanes: int, static: Shape, config: Config):
+    def __init__(self, lanes: int, static: Shape, config: Config, pairs: bool):
         self.e, self.top_k = int(static["e"]), int(static["top_k"])
         self.k, self.inter = int(static["hidden"]), int(static["inter"])
         self.dtype, self.w_dtype = str(static["dtype"]), str(static["w_dtype"])
@@ -48,16 +64,17 @@ class _Moe:
         self.w8a8 = bool(static["w8a8"])
         self.order = str(config["order"])
         block = self.block_n, self.block_k
-        self.up = tiles(self.inter, self.k, self.w_dtype, block, lanes, config, halves=2)
-        self.down = tiles(self.k, self.inter, self.w_dtype, block, lanes, config)
+        self.pairs = pairs
+        self.up = tiles(self.inter, self.k, self.w_dtype, block, lanes, config, 2, pairs)
+        self.down = tiles(self.k, self.inter, self.w_dtype, block, lanes, config, 1, pairs)
         self.lanes = lanes
 
     def widen(self, X: Any, HIDDEN: Any, tokens: Any) -> None:
-        """float32 activations; after a round trip through FP8 for w8a8."""
+        """float32 activations; after a round trip through the weights' codes for w8a8."""
         if self.w8a8:
             each_row(tokens, 4 * self.k, lambda t: round_row(
-                self.lanes, X, HIDDEN, t, self.k, self.dtype, self.block_k))
-        elif self.dtype != "float32":
+                self.lanes, X, HIDDEN, t, self.k, self.dtype, self.block_k, self.w_dtype))
+        elif self.dtype != "float32" and not self.pairs:
             each_row(tokens, self.k, lambda t: widen_row(
                 self.lanes, X, HIDDEN, HIDDEN, t, self.k, self.dtype, self.block_k))
 
@@ -71,12 +88,13 @@ class _Moe:
                 first, count = plan.first(item), plan.count(item)
                 Task(g, X, lambda r: plan.row(r) // self.top_k, W, S, C, plan.expert(item), first,
                      count, g.column(chunk)).emit()
-                write_tile(g, C, H, count, g.column(chunk), "float32", lambda r: (first + r,))
+                write_tile(g, C, H, count, g.column(chunk),
+                           "int16" if self.pairs else "float32", lambda r: (first + r,))
 
         each_task(plan.items, g.chunks, self.order, task)
         if self.w8a8:
             each_row(plan.total, 4 * self.inter, lambda r: round_row(
-                self.lanes, H, H, r, self.inter, "float32", self.block_k))
+                self.lanes, H, H, r, self.inter, "float32", self.block_k, self.w_dtype))
 
     def gemm_down(self, plan: Plan, H: Any, W: Any, S: Any, Y: Any) -> None:
         """Y[pair] = H[sorted row] . W2 of its expert."""
@@ -120,7 +138,9 @@ class _Moe:
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(hidden, w1, w2, weights, ids, scales, scratch x (or hidden) h y plan, out)."""
-    m = _Moe(target.lanes, static, config)
+    if serves(target, static):
+        return lower_moe(target, static, config)
+    m = _Moe(target.lanes, static, config, uses_pairs(target, static))
     e, k, inter, top_k = m.e, m.k, m.inter, m.top_k
 
     def run(HIDDEN: Any, W1: Any, W2: Any, WEIGHTS: Any, IDS: Any, S1: Any, S2: Any, X: Any,
@@ -128,8 +148,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         plan = Plan(PLAN, tokens * top_k)
         plan.sort(lambda p: IDS[p // top_k, p % top_k], tokens * top_k, e, m.up.rows)
         m.widen(X, HIDDEN, tokens)
-        m.gemm_up(plan, X, W1, S1, H)
-        m.gemm_down(plan, H, W2, S2, Y)
+        with importing(*functions(m.up)):
+            m.gemm_up(plan, X, W1, S1, H)
+            m.gemm_down(plan, H, W2, S2, Y)
         m.add_up(Y, WEIGHTS, IDS, OUT, tokens)
 
     @T.prim_func(s_tir=True)
@@ -147,14 +168,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         NS2 = T.int64()
         KS2 = T.int64()
         HIDDEN = tensor(hidden, (M, k), m.dtype)
-        W1 = tensor(w1, (e, 2 * inter, k), m.w_dtype)
-        W2 = tensor(w2, (e, k, inter), m.w_dtype)
+        W1 = operand(w1, (e, 2 * inter, k), m.w_dtype)
+        W2 = operand(w2, (e, k, inter), m.w_dtype)
         WEIGHTS = tensor(weights, (M, top_k), "float32")
         IDS = tensor(ids, (M, top_k), "int32")
         S1 = tensor(s1, (ES, NS1, KS1), "float32")
         S2 = tensor(s2, (ES, NS2, KS2), "float32")
-        X = tensor(x, (M, k), "float32")
-        H = tensor(h, (PAIRS, inter), "float32")
+        X = operand(x, (M, k), "bfloat16" if m.pairs else "float32")
+        H = operand(h, (PAIRS, inter), "bfloat16" if m.pairs else "float32")
         Y = tensor(y, (PAIRS, k), "float32")
         PLAN = tensor(p, (WORDS,), "int32")
         OUT = tensor(o, (M, k), m.dtype)
@@ -165,23 +186,29 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
 
 def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Bind the compiled function to torch tensors; float32 hidden states are used in place."""
-    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+    if serves(target, shape):
+        return bind_moe(target, OP.name, OP.static_of(shape), config)
+    main, pairs = (target.compile(OP.name, OP.static_of(shape), config)["main"],
+                   uses_pairs(target, shape))
     per_token = int(shape["top_k"]) * (int(shape["hidden"]) + int(shape["inter"]))
     at_most = max(_SCRATCH_ELEMENTS // max(per_token, 1), 1)
 
     def one_pass(hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, s1: Tensor,
                  s2: Tensor, in_place: bool, out: Tensor) -> None:
-        (tokens, k), pairs = hidden.shape, ids.numel()
-        main(hidden, w1, w2, weights, ids, s1, s2, hidden if in_place else torch.empty((tokens, k)),
-             torch.empty((pairs, w2.shape[2])), torch.empty((pairs, k)),
-             torch.empty(Plan.size(pairs, w1.shape[0]), dtype=torch.int32), out)
+        (tokens, k), rows = hidden.shape, ids.numel()
+        x = hidden if in_place else torch.empty((tokens, k))
+        main(hidden, w1, w2, weights, ids, s1, s2, hidden.view(torch.int16) if pairs else x,
+             torch.empty((rows, w2.shape[2]), dtype=torch.int16 if pairs else torch.float32),
+             torch.empty((rows, k)),
+             torch.empty(Plan.size(rows, w1.shape[0]), dtype=torch.int32), out)
 
     def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
             w1_scale: Tensor | None, w2_scale: Tensor | None, block_n: int, block_k: int,
             use_fp8_w8a8: bool, *, out: Outputs) -> None:
         hidden, weights, ids = (t.contiguous() for t in (hidden, topk_weights, topk_ids))
-        w1, w2, s1, s2 = bytes_of(w1), bytes_of(w2), scales_of(w1_scale, 3), scales_of(w2_scale, 3)
-        in_place = hidden.dtype == torch.float32 and not use_fp8_w8a8
+        w1, w2 = weights_of(w1), weights_of(w2)
+        s1, s2 = scales_of(w1_scale, 3), scales_of(w2_scale, 3)
+        in_place = pairs or hidden.dtype == torch.float32 and not use_fp8_w8a8
         for first in range(0, hidden.shape[0] if out[0].numel() else 0, at_most):
             part = slice(first, first + at_most)
             one_pass(hidden[part], w1, w2, weights[part], ids[part], s1, s2, in_place,

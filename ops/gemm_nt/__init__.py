@@ -1,4 +1,4 @@
-"""a @ b.T for plain or block-scaled FP8 operands, accumulated in float32."""
+"""a @ b.T for plain or block-scaled FP8 or int8 operands, accumulated in float32."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from ..models import Load, ModelDims
 from ..numerics import as_dtype, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 from .operand import (
+    INT8,
     RTOL,
     activation_dtypes,
     blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
+    check_same_codes,
     plain64,
     random_operand,
     weight_bytes,
@@ -29,6 +31,7 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
     check_block(block_n, block_k)
     check_operand("a", a, a_scale, "M, K", (1, block_k))
     check_operand("b", b, b_scale, "N, K", (block_n, block_k))
+    check_same_codes(a, b)
     check_out_dtype(out_dtype)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a[M, K] and b[N, K] must share K, got {list(a.shape)}, {list(b.shape)}")
@@ -80,7 +83,11 @@ def inputs(shape: Shape, seed: int) -> Args:
 
 
 def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
-    """Row counts around the tiles, no row, huge and tiny values, NaN in one row only."""
+    """Row counts around the tiles, no row, huge and tiny values, NaN in one row only.
+
+    For int8, also the sums of the largest size: -128 times -128 throughout, which overflows what
+    adds pairs of products in 16 bits.
+    """
     b, b_scale = _weights(shape, seed)
     for tokens in (0, 1, 5, 7, 13, 150):
         yield f"{tokens} rows", _args(*_rows(shape, tokens, seed), b, b_scale, shape)
@@ -92,6 +99,12 @@ def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
     else:
         a_scale[4] = float("nan")
     yield "NaN in one row", _args(a, a_scale, b, b_scale, shape)
+    if b.dtype == INT8:
+        a, a_scale = _rows(shape, 4, seed)
+        low = b.clone()
+        low[:3] = -128
+        a[:2] = -128
+        yield "-128 throughout", _args(a, a_scale, low, b_scale, shape)
 
 
 def work(shape: Shape) -> Work:
@@ -122,11 +135,12 @@ def projections(model: ModelDims) -> tuple[tuple[int, int], ...]:
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
     """The dense projections and the router on every number of tokens, and the LM head on a batch's
-    last ones. FP8 releases store the head in bfloat16; the router is float32 in all of them.
+    last ones. Quantised releases store the head in bfloat16; the router is float32 in all of them.
     """
     def one(n: int, k: int, w: str, tokens: int) -> Shape:
+        block_n, block_k = model.scale_block(k)
         return {"n": n, "k": k, "a_dtype": model.act_dtype, "w_dtype": w,
-                "out_dtype": model.act_dtype, "block_n": model.block, "block_k": model.block,
+                "out_dtype": model.act_dtype, "block_n": block_n, "block_k": block_k,
                 "tokens": tokens}
 
     weights = [(n, k, model.weight_dtype) for n, k in projections(model)]
@@ -153,5 +167,9 @@ OP = Operator(
                 _odd(40, 150, 1100, "float32", "float8_e4m3fn", "float32", 64),
                 _odd(13, 300, 260, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
                 _odd(9, 3, 20, "bfloat16", "float8_e4m3fn", "bfloat16", 24),
-                _odd(33, 256, 256, "float32", "float8_e4m3fn", "float32", 128)),
+                _odd(33, 256, 256, "float32", "float8_e4m3fn", "float32", 128),
+                _odd(9, 77, 200, "float32", "int8", "float32", 64),
+                _odd(17, 150, 520, "int8", "int8", "bfloat16", 128),
+                {**_odd(40, 77, 331, "bfloat16", "int8", "bfloat16", 331), "block_n": 1},
+                {**_odd(33, 260, 512, "int8", "int8", "float32", 512), "block_n": 1}),
 )

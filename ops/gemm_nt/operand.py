@@ -1,4 +1,4 @@
-"""Operands of the GEMMs: plain tensors, or e4m3 with block scales; their checks and their data."""
+"""Operands of the GEMMs: plain tensors, or e4m3 or int8 codes with block scales."""
 
 from __future__ import annotations
 
@@ -6,32 +6,43 @@ import torch
 from torch import Tensor
 
 from ..models import ModelDims
-from ..numerics import as_dtype, blank, dtype_name
+from ..numerics import as_dtype, blank
 
 FP8 = torch.float8_e4m3fn
+INT8 = torch.int8                    # symmetric: the value is code * scale, whatever the code
 PLAIN = (torch.float32, torch.bfloat16)
+QUANTISED = (FP8, INT8)              # stored with float32 scales, one per block
 # Accumulated in float32: a sum of K terms errs by about sqrt(K) * 2^-24 of its largest terms, and
 # bfloat16 outputs round by 2^-9 of the element.
 RTOL = {"float32": 2e-5, "bfloat16": 1e-2}
 _PERIOD = 4_194_301                  # a prime: experts cut from one random run all differ
+# Standard deviation and limits of random codes: nearly all of the range is used, its ends too.
+_CODES = {FP8: (100.0, -448.0, 448.0), INT8: (40.0, -128.0, 127.0)}
 
 
 def check_operand(name: str, q: Tensor, scale: Tensor | None, axes: str,
                   blocks: tuple[int, ...]) -> None:
-    """Raise unless q is plain without, or e4m3 with float32 scales of one per block."""
+    """Raise unless q is plain without, or quantised with float32 scales of one per block."""
     if q.ndim != len(blocks):
         raise ValueError(f"{name} must be [{axes}], got {list(q.shape)}")
-    if q.dtype not in (*PLAIN, FP8):
-        raise TypeError(f"{name} must be float32, bfloat16 or float8_e4m3fn, got {q.dtype}")
-    if (scale is None) != (q.dtype != FP8):
-        raise TypeError(f"{name} has scales if and only if it is float8_e4m3fn, got {q.dtype} with "
-                        f"{'no scales' if scale is None else 'scales'}; pass (q, scale) or a "
-                        "plain tensor")
+    if q.dtype not in (*PLAIN, *QUANTISED):
+        raise TypeError(f"{name} must be float32, bfloat16, float8_e4m3fn or int8, got {q.dtype}")
+    if (scale is None) != (q.dtype not in QUANTISED):
+        raise TypeError(f"{name} has scales if and only if it is float8_e4m3fn or int8, got "
+                        f"{q.dtype} with {'no scales' if scale is None else 'scales'}; pass "
+                        "(q, scale) or a plain tensor")
     if scale is not None:
         want = [-(-n // b) for n, b in zip(q.shape, blocks, strict=True)]
         if list(scale.shape) != want or scale.dtype != torch.float32:
             raise ValueError(f"scales of {name}{list(q.shape)} in blocks {blocks} must be "
                              f"float32{want}, got {scale.dtype}{list(scale.shape)}")
+
+
+def check_same_codes(a: Tensor, b: Tensor) -> None:
+    """Raise if one operand is FP8 and the other int8."""
+    if {a.dtype, b.dtype} == set(QUANTISED):
+        raise TypeError(f"a and b must not mix FP8 and int8, got {a.dtype} and {b.dtype}; cast "
+                        "one of them to the other's dtype")
 
 
 def check_block(block_n: int, block_k: int) -> None:
@@ -69,28 +80,36 @@ def random_operand(shape: tuple[int, ...], dtype: str, blocks: tuple[int, ...], 
     """Normal values of a standard deviation; cheap for gigabytes: one random run, repeated."""
     g = torch.Generator().manual_seed(seed)
     base = torch.randn(min(_PERIOD, max(int(torch.Size(shape).numel()), 1)), generator=g)
-    if as_dtype(dtype) != FP8:
-        return _repeat((base * std).to(as_dtype(dtype)), shape), None
-    q = _repeat((base * 100.0).clamp(-448.0, 448.0).to(FP8).view(torch.uint8), shape).view(FP8)
+    to = as_dtype(dtype)
+    if to not in QUANTISED:
+        return _repeat((base * std).to(to), shape), None
+    spread, low, high = _CODES[to]
+    codes = (base * spread).clamp(low, high)
+    codes = codes.round() if to == INT8 else codes
+    q = _repeat(codes.to(to).view(torch.uint8), shape).view(to)
     scales = tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
-    return q, (torch.rand(scales, generator=g) + 0.5) * (std / 100.0)
+    return q, (torch.rand(scales, generator=g) + 0.5) * (std / spread)
 
 
 def blank_operand(shape: tuple[int, ...], dtype: str, blocks: tuple[int, ...]
                   ) -> tuple[Tensor, Tensor | None]:
     """What `random_operand` returns, without data."""
     scales = tuple(-(-n // b) for n, b in zip(shape, blocks, strict=True))
-    return blank(dtype, *shape), blank("float32", *scales) if as_dtype(dtype) == FP8 else None
+    return blank(dtype, *shape), blank("float32", *scales) if is_quantised(dtype) else None
+
+
+def is_quantised(dtype: str) -> bool:
+    """Whether tensors of a dtype come with scales."""
+    return as_dtype(dtype) in QUANTISED
 
 
 def weight_bytes(n: int, k: int, dtype: str, block: tuple[int, int]) -> int:
     """Bytes of a matrix with its scales."""
-    scales = -(-n // block[0]) * -(-k // block[1]) * 4 if as_dtype(dtype) == FP8 else 0
+    scales = -(-n // block[0]) * -(-k // block[1]) * 4 if is_quantised(dtype) else 0
     return n * k * as_dtype(dtype).itemsize + scales
 
 
 def activation_dtypes(model: ModelDims) -> tuple[tuple[str, bool], ...]:
-    """The activation dtypes a model's GEMMs see, and whether they are FP8 pairs."""
-    fp8 = model.weight_dtype == dtype_name(FP8)
-    return ((model.act_dtype, False), (dtype_name(FP8), True)) if fp8 else (
-        (model.act_dtype, False),)
+    """The activation dtypes a model's GEMMs see, and whether they are quantised pairs."""
+    return ((model.act_dtype, False), (model.weight_dtype, True)) if is_quantised(
+        model.weight_dtype) else ((model.act_dtype, False),)

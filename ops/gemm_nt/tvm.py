@@ -8,10 +8,23 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.gemm import Task, scope
-from .._tvm.gemm_stages import each_row, each_task, scratch, tensor, widen_row, write_tile
+from .._tvm.emit import scope
+from .._tvm.gemm import Task
+from .._tvm.gemm_stages import (
+    code_row,
+    each_row,
+    each_task,
+    operand,
+    scratch,
+    tensor,
+    widen_row,
+    write_tile,
+)
 from .._tvm.gemm_stages import space as gemm_space
-from .._tvm.tiles import tiles
+from .._tvm.int8_lower import bind_gemm, lower_gemm, serves
+from .._tvm.int8_lower import space as int8_space
+from .._tvm.llvm import functions, importing
+from .._tvm.tiles import FP8, takes_pairs, tiles
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
@@ -22,28 +35,36 @@ if TYPE_CHECKING:
 
 def space(target: VectorTarget, shape: Shape) -> Space:
     """Tiles and blocking."""
-    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+    if serves(target, shape):
+        return int8_space(target, regime(shape) == "decode")
+    return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
+                      uses_pairs(target, shape))
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(a, a_scale, b, b_scale, x: scratch [M, K] or `a` itself, out)."""
+    if serves(target, static):
+        return lower_gemm(target, static, config)
     n, k = int(static["n"]), int(static["k"])
     block_n, block_k = int(static["block_n"]), int(static["block_k"])
     a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
-    g = tiles(n, k, str(static["w_dtype"]), (block_n, block_k), target.lanes, config)
+    w_dtype, pairs = str(static["w_dtype"]), uses_pairs(target, static)
+    x_dtype = "bfloat16" if pairs else "float32"
+    g = tiles(n, k, w_dtype, (block_n, block_k), target.lanes, config, pairs=pairs)
     order = str(config["order"])
 
-    def gemm(X: Any, B: Any, BS: Any, OUT: Any, rows: Any) -> None:
+    def gemm(X: Any, AS: Any, B: Any, BS: Any, OUT: Any, rows: Any) -> None:
         def task(item: Any, chunk: Any) -> None:
             with scope("task"):
                 C = scratch(g)
                 first = item * g.rows
                 count = T.min(rows - first, g.rows)
                 Task(g, X, lambda r: r, B, BS, C, T.int64(0), first, count,
-                     g.column(chunk)).emit()
+                     g.column(chunk), AS if pairs and a_dtype == FP8 else None).emit()
                 write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
 
-        each_task((rows + (g.rows - 1)) // g.rows, g.chunks, order, task)
+        with importing(*functions(g)):
+            each_task((rows + (g.rows - 1)) // g.rows, g.chunks, order, task)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]
@@ -56,15 +77,28 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         KS = T.int64()
         A = tensor(a, (M, k), a_dtype)
         AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
-        B = tensor(b, (1, n, k), g.dtype)
+        B = operand(b, (1, n, k), g.dtype)
         BS = tensor(b_s, (1, NS, KS), "float32")
-        X = tensor(x, (M, k), "float32")
+        X = operand(x, (M, k), x_dtype)
         OUT = tensor(o, (M, n), out_dtype)
-        if a_dtype != "float32":
-            each_row(M, k, lambda r: widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k))
-        gemm(X, B, BS, OUT, M)
+        if a_dtype != "float32" and a_dtype != x_dtype:
+            each_row(M, k, lambda r: code_row(g.lanes, X, A, r, k) if pairs else widen_row(
+                g.lanes, X, A, AS, r, k, a_dtype, block_k))
+        gemm(X, AS, B, BS, OUT, M)
 
     return {"main": main}
+
+
+def uses_pairs(target: VectorTarget, static: Shape) -> bool:
+    """Whether bfloat16 dot products compute it."""
+    return takes_pairs(target.dots, str(static["a_dtype"]), str(static["w_dtype"]),
+                       int(static["k"]), int(static["block_k"]))
+
+
+def weights_of(w: Tensor) -> Tensor:
+    """Contiguous weights: fp8 as signed bytes, bfloat16 as its bits."""
+    w = bytes_of(w)
+    return w.view(torch.int16) if w.dtype == torch.bfloat16 else w
 
 
 def bytes_of(x: Tensor) -> Tensor:
@@ -78,9 +112,13 @@ def scales_of(scale: Tensor | None, axes: int) -> Tensor:
     return torch.empty((1,) * axes) if scale is None else scale.contiguous()
 
 
-def activations_of(a: Tensor, a_scale: Tensor | None, block_k: int) -> tuple[Tensor, Tensor]:
-    """Where a kernel finds a [M, K] in float32 (float32 itself in place), and a's scales."""
-    x = a if a.dtype == torch.float32 else torch.empty(a.shape)
+def activations_of(a: Tensor, a_scale: Tensor | None, block_k: int, pairs: bool
+                   ) -> tuple[Tensor, Tensor]:
+    """Where a kernel finds a [M, K] in float32 (or bfloat16 bits for pairs), and a's scales."""
+    if a.dtype == (torch.bfloat16 if pairs else torch.float32):
+        x = a.view(torch.int16) if pairs else a
+    else:
+        x = torch.empty(a.shape, dtype=torch.int16 if pairs else torch.float32)
     if a_scale is None:
         return x, torch.empty((1, -(-a.shape[1] // block_k)))
     return x, a_scale.contiguous().view(a.shape[0], -1)
@@ -88,15 +126,18 @@ def activations_of(a: Tensor, a_scale: Tensor | None, block_k: int) -> tuple[Ten
 
 def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Bind the compiled function to torch tensors; float32 activations are used in place."""
-    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+    if serves(target, shape):
+        return bind_gemm(target, OP.name, OP.static_of(shape), config)
+    main, pairs = (target.compile(OP.name, OP.static_of(shape), config)["main"],
+                   uses_pairs(target, shape))
 
     def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None, block_n: int,
             block_k: int, out_dtype: torch.dtype, *, out: Outputs) -> None:
         if not out[0].numel():
             return
         a = a.contiguous()
-        x, a_s = activations_of(a, a_scale, block_k)
-        main(bytes_of(a), a_s, bytes_of(b)[None], scales_of(b_scale, 2)[None], x, out[0])
+        x, a_s = activations_of(a, a_scale, block_k, pairs)
+        main(bytes_of(a), a_s, weights_of(b)[None], scales_of(b_scale, 2)[None], x, out[0])
 
     return run
 

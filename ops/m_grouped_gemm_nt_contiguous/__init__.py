@@ -14,12 +14,14 @@ from ..gemm_nt.operand import (
     check_block,
     check_operand,
     check_out_dtype,
+    check_same_codes,
     plain64,
     random_operand,
     weight_bytes,
 )
 from ..models import Load, ModelDims
 from ..numerics import as_dtype, blank, dtype_name, poison
+from ..routing import draw
 from ..spec import Args, Operator, Outputs, Shape, Work
 
 
@@ -29,6 +31,7 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
     check_block(block_n, block_k)
     check_operand("a", a, a_scale, "M, K", (1, block_k))
     check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k))
+    check_same_codes(a, b)
     check_out_dtype(out_dtype)
     if a.shape[1] != b.shape[2]:
         raise ValueError(f"a[M, K] and b[E, N, K] must share K, got {list(a.shape)}, "
@@ -98,11 +101,16 @@ def inputs(shape: Shape, seed: int) -> Args:
     return _args(shape, *_weights(shape, seed), indices, seed)
 
 
-def redraw(args: Args, seed: int) -> Args:
+def redraw(args: Args, seed: int, shares: Tensor | None = None) -> Args:
     """Other experts, the same weights."""
     a, a_scale, b, b_scale, indices, *rest = args
-    drawn = _balanced(len(indices), b.shape[0], seed).to(torch.int32)
+    drawn = draw(len(indices), 1, b.shape[0], seed, shares)[:, 0].sort().values.to(torch.int32)
     return (a, a_scale, b, b_scale, drawn, *rest)
+
+
+def experts_of(args: Args) -> tuple[Tensor, Tensor]:
+    """The experts, and which of them each row is of."""
+    return args[2], args[4]
 
 
 def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
@@ -152,7 +160,8 @@ def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
     """Both expert GEMMs on every number of routed rows."""
     return tuple({"e": model.experts, "n": n, "k": k, "a_dtype": a,
                   "w_dtype": model.weight_dtype, "out_dtype": model.act_dtype,
-                  "block_n": model.block, "block_k": model.block, "tokens": t * model.top_k}
+                  "block_n": model.scale_block(k)[0], "block_k": model.scale_block(k)[1],
+                  "tokens": t * model.top_k}
                  for n, k in expert_gemms(model) for a, _ in activation_dtypes(model)
                  for t in load.tokens)
 
@@ -169,9 +178,11 @@ OP = Operator(
     dynamic=("tokens",),
     shape_of=shape_of, empty=empty, reference=reference, signature=signature, inputs=inputs,
     cases=cases, work=work,
-    shapes=shapes, regime=regime, redraw=redraw, rtol=RTOL,
+    shapes=shapes, regime=regime, redraw=redraw, experts_of=experts_of, rtol=RTOL,
     odd_shapes=(odd(30, 77, 200, "float32", "float32", "float32", 128),
                 odd(30, 72, 200, "bfloat16", "bfloat16", "bfloat16", 128),
                 odd(16, 77, 200, "float32", "float8_e4m3fn", "float32", 64),
-                odd(60, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128)),
+                odd(60, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
+                {**odd(16, 77, 200, "float32", "int8", "float32", 200), "block_n": 1},
+                odd(60, 150, 331, "int8", "int8", "bfloat16", 128)),
 )

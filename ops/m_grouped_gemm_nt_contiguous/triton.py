@@ -9,7 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton.gemm import constants, held, raster, scale_strides, store_tile, times_weights
+from .._triton.gemm import (
+    constants,
+    held,
+    raster,
+    scale_strides,
+    store_tile,
+    times_weights,
+)
 from .._triton.gemm_space import gemm_of, gemm_space
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -51,7 +58,8 @@ def grouped_gemm(a, a_scale, b, b_scale, m_indices, out, M, N, K, E, a_m, a_k, a
         there = (experts >= 0) & (run_of == run)
         e = tl.max(tl.where(there, experts, 0), 0).to(tl.int64)
         acc = times_weights(a, rows * a_m, there, a_k, a_scale, rows * as_m, as_k, b + e * b_e,
-                            b_n, b_k, b_scale + e * bs_e if B == "fp8" else b_scale, bs_n, bs_k,
+                            b_n, b_k,
+                            b_scale + e * bs_e if b_scale is not None else b_scale, bs_n, bs_k,
                             pn, N, K, 0, K, SCALE_N, SCALE_K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K,
                             SWAP, A, B, DOT, SCALES, FP8, PRECISION)
         store_tile(out, rows * o_m, there, o_n, pn, N, acc, BLOCK_N, SWAP)

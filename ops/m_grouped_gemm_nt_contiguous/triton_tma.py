@@ -46,6 +46,7 @@ def grouped_gemm_tma(a, a_scale, b, b_scale, runs, out, M, N, K, a_m, as_m, as_k
         row = tl.load(of + 2 + 3 * run).to(tl.int64)
         count = tl.load(of + 3 + 3 * run) - row.to(tl.int32)
         tile_tma(a + row * a_m, count, a_m, a_scale, (row + tl.arange(0, BLOCK_M)) * as_m, as_k,
-                 b + e * b_e, b_n, b_scale + e * bs_e if B == "fp8" else b_scale, bs_n, bs_k,
+                 b + e * b_e, b_n, b_scale + e * bs_e if b_scale is not None else b_scale, bs_n,
+                 bs_k,
                  out + row * o_m, o_m, o_n, pn, N, K, 0, K, SCALE_N, SCALE_K, BLOCK_M, BLOCK_N,
                  BLOCK_K, SWAP, A, B, DOT, SCALES, FP8, PRECISION, WS, STORE)

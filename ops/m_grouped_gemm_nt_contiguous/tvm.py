@@ -8,11 +8,26 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.gemm import Task, local, put, scope
-from .._tvm.gemm_stages import Plan, each_row, each_task, scratch, tensor, widen_row, write_tile
+from .._tvm.emit import local, put, scope
+from .._tvm.gemm import Task
+from .._tvm.gemm_stages import (
+    Plan,
+    code_row,
+    each_row,
+    each_task,
+    operand,
+    scratch,
+    tensor,
+    widen_row,
+    write_tile,
+)
 from .._tvm.gemm_stages import space as gemm_space
-from .._tvm.tiles import tiles
-from ..gemm_nt.tvm import activations_of, bytes_of, scales_of
+from .._tvm.int8_grouped import bind_contiguous, lower_grouped
+from .._tvm.int8_lower import serves
+from .._tvm.int8_lower import space as int8_space
+from .._tvm.llvm import functions, importing
+from .._tvm.tiles import FP8, tiles
+from ..gemm_nt.tvm import activations_of, bytes_of, scales_of, uses_pairs, weights_of
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
@@ -23,15 +38,22 @@ if TYPE_CHECKING:
 
 def space(target: VectorTarget, shape: Shape) -> Space:
     """Tiles and blocking."""
-    return gemm_space(target.lanes, regime(shape) == "decode", str(shape["w_dtype"]))
+    if serves(target, shape):
+        return int8_space(target, regime(shape) == "decode")
+    return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
+                      uses_pairs(target, shape))
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main(a, a_scale, b, b_scale, m_indices, x: scratch [M, K] or `a`, plan: scratch, out)."""
+    if serves(target, static):
+        return lower_grouped(target, static, config, masked=False)
     n, k, e = int(static["n"]), int(static["k"]), int(static["e"])
     block_n, block_k = int(static["block_n"]), int(static["block_k"])
     a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
-    g = tiles(n, k, str(static["w_dtype"]), (block_n, block_k), target.lanes, config)
+    w_dtype, pairs = str(static["w_dtype"]), uses_pairs(target, static)
+    x_dtype = "bfloat16" if pairs else "float32"
+    g = tiles(n, k, w_dtype, (block_n, block_k), target.lanes, config, pairs=pairs)
     order = str(config["order"])
 
     def valid(IDS: Any, r: Any) -> Any:
@@ -40,8 +62,11 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     def widen(X: Any, A: Any, AS: Any, IDS: Any, rows: Any) -> None:
         def row(r: Any) -> None:
             with T.If(valid(IDS, r)), T.Then():
-                widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k)
-        if a_dtype != "float32":
+                if pairs:
+                    code_row(g.lanes, X, A, r, k)
+                else:
+                    widen_row(g.lanes, X, A, AS, r, k, a_dtype, block_k)
+        if a_dtype != "float32" and a_dtype != x_dtype:
             each_row(rows, k, row)
 
     def find_runs(plan: Plan, IDS: Any, rows: Any) -> None:
@@ -56,23 +81,24 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                         plan.add(IDS[r], start[0], r + 1 - start[0], g.rows)
                     put(start, 0, T.Cast("int64", r + 1))
 
-    def gemm(plan: Plan, X: Any, B: Any, BS: Any, OUT: Any) -> None:
+    def gemm(plan: Plan, X: Any, AS: Any, B: Any, BS: Any, OUT: Any) -> None:
         def task(item: Any, chunk: Any) -> None:
             with scope("task"):
                 C = scratch(g)
                 first, count = plan.first(item), plan.count(item)
                 Task(g, X, lambda r: r, B, BS, C, plan.expert(item), first, count,
-                     g.column(chunk)).emit()
+                     g.column(chunk), AS if pairs and a_dtype == FP8 else None).emit()
                 write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
 
-        each_task(plan.items, g.chunks, order, task)
+        with importing(*functions(g)):
+            each_task(plan.items, g.chunks, order, task)
 
     def run(X: Any, A: Any, AS: Any, B: Any, BS: Any, IDS: Any, PLAN: Any, OUT: Any,
             rows: Any) -> None:
         plan = Plan(PLAN, rows)
         find_runs(plan, IDS, rows)
         widen(X, A, AS, IDS, rows)
-        gemm(plan, X, B, BS, OUT)
+        gemm(plan, X, AS, B, BS, OUT)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]
@@ -87,10 +113,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         PS = T.int64()
         A = tensor(a, (M, k), a_dtype)
         AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
-        B = tensor(b, (e, n, k), g.dtype)
+        B = operand(b, (e, n, k), g.dtype)
         BS = tensor(b_s, (ES, NS, KS), "float32")
         IDS = tensor(ids, (M,), "int32")
-        X = tensor(x, (M, k), "float32")
+        X = operand(x, (M, k), x_dtype)
         PLAN = tensor(p, (PS,), "int32")
         OUT = tensor(o, (M, n), out_dtype)
         run(X, A, AS, B, BS, IDS, PLAN, OUT, M)
@@ -100,7 +126,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
 
 def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
     """Bind the compiled function to torch tensors; float32 activations are used in place."""
-    main = target.compile(OP.name, OP.static_of(shape), config)["main"]
+    if serves(target, shape):
+        return bind_contiguous(target, OP.name, OP.static_of(shape), config)
+    main, pairs = (target.compile(OP.name, OP.static_of(shape), config)["main"],
+                   uses_pairs(target, shape))
 
     def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
             m_indices: Tensor, block_n: int, block_k: int, out_dtype: torch.dtype, *,
@@ -108,9 +137,9 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
         if not out[0].numel():
             return
         a = a.contiguous()
-        x, a_s = activations_of(a, a_scale, block_k)
+        x, a_s = activations_of(a, a_scale, block_k, pairs)
         plan = torch.empty(Plan.size(a.shape[0], 0), dtype=torch.int32)
-        main(bytes_of(a), a_s, bytes_of(b), scales_of(b_scale, 3), m_indices.contiguous(), x, plan,
-             out[0])
+        main(bytes_of(a), a_s, weights_of(b), scales_of(b_scale, 3), m_indices.contiguous(), x,
+             plan, out[0])
 
     return run

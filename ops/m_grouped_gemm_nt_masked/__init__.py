@@ -14,6 +14,8 @@ from ..gemm_nt.operand import (
     check_block,
     check_operand,
     check_out_dtype,
+    check_same_codes,
+    is_quantised,
     plain64,
     random_operand,
     weight_bytes,
@@ -31,6 +33,7 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
     check_block(block_n, block_k)
     check_operand("a", a, a_scale, "E, Mmax, K", (1, 1, block_k))
     check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k))
+    check_same_codes(a, b)
     check_out_dtype(out_dtype)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
         raise ValueError(f"a[E, Mmax, K] and b[E, N, K] must share E and K, got {list(a.shape)}, "
@@ -148,16 +151,19 @@ def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
     per-head GEMMs of absorbed attention (W_UK, W_UV), whose groups are the heads.
     """
     rows = dict.fromkeys(max(t * model.top_k // model.experts, 1) for t in load.tokens)
-    block: dict[str, Value] = {"out_dtype": model.act_dtype, "block_n": model.block,
-                               "block_k": model.block}
+
+    def block(k: int) -> dict[str, Value]:
+        block_n, block_k = model.scale_block(k)
+        return {"out_dtype": model.act_dtype, "block_n": block_n, "block_k": block_k}
+
     experts: tuple[Shape, ...] = tuple({"e": model.experts, "n": n, "k": k, "a_dtype": a,
-                     "w_dtype": model.weight_dtype, **block, "m_max": 4 * m, "expected_m": m}
+                     "w_dtype": model.weight_dtype, **block(k), "m_max": 4 * m, "expected_m": m}
                     for n, k in expert_gemms(model) for a, _ in activation_dtypes(model)
                     for m in rows)
-    # An FP8 kv_b is dequantised once for this form (DeepSeek-V3's inference/model.py).
-    plain = "float32" if model.weight_dtype == "float8_e4m3fn" else model.weight_dtype
+    # A quantised kv_b is dequantised once for this form (DeepSeek-V3's inference/model.py).
+    plain = "float32" if is_quantised(model.weight_dtype) else model.weight_dtype
     heads: tuple[Shape, ...] = tuple({"e": model.heads, "n": n, "k": k, "a_dtype": model.act_dtype,
-                   "w_dtype": plain, **block, "m_max": b, "expected_m": b}
+                   "w_dtype": plain, **block(k), "m_max": b, "expected_m": b}
                   for n, k in ((model.kv_lora, model.nope), (model.v_dim, model.kv_lora))
                   for b in load.batch)
     return experts + heads
@@ -178,5 +184,7 @@ OP = Operator(
     odd_shapes=(_odd(7, 77, 200, "float32", "float32", "float32", 128),
                 _odd(3, 72, 200, "bfloat16", "bfloat16", "bfloat16", 128),
                 _odd(9, 77, 200, "float32", "float8_e4m3fn", "float32", 64),
-                _odd(13, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128)),
+                _odd(13, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
+                {**_odd(9, 77, 200, "float32", "int8", "float32", 200), "block_n": 1},
+                _odd(13, 150, 331, "int8", "int8", "bfloat16", 128)),
 )

@@ -9,7 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton.gemm import constants, held, raster, scale_strides, store_tile, times_weights
+from .._triton.gemm import (
+    constants,
+    held,
+    raster,
+    scale_strides,
+    store_tile,
+    times_weights,
+)
 from .._triton.gemm_space import gemm_of, gemm_space
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -36,9 +43,9 @@ def masked_gemm(a, a_scale, b, b_scale, masked_m, out, M, N, K, windows, a_e, a_
         there = rows < count
         rows = rows.to(tl.int64)
         acc = times_weights(a + e * a_e, rows * a_m, there, a_k,
-                            a_scale + e * as_e if A == "fp8" else a_scale, rows * as_m, as_k,
-                            b + e * b_e, b_n, b_k,
-                            b_scale + e * bs_e if B == "fp8" else b_scale, bs_n, bs_k,
+                            a_scale + e * as_e if a_scale is not None else a_scale, rows * as_m,
+                            as_k, b + e * b_e, b_n, b_k,
+                            b_scale + e * bs_e if b_scale is not None else b_scale, bs_n, bs_k,
                             pn, N, K, 0, K, SCALE_N, SCALE_K, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K,
                             SWAP, A, B, DOT, SCALES, FP8, PRECISION)
         store_tile(out + e * o_e, rows * o_m, there, o_n, pn, N, acc, BLOCK_N, SWAP)

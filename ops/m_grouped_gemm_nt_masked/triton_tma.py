@@ -25,8 +25,8 @@ def masked_gemm_tma(a, a_scale, b, b_scale, masked_m, out, M, N, K, windows, a_e
     for pm in range(at, tl.cdiv(tl.maximum(rows, 0), BLOCK_M), windows):
         row = tl.full((), pm * BLOCK_M, tl.int64)
         tile_tma(a + e * a_e + row * a_m, tl.minimum(rows - pm * BLOCK_M, BLOCK_M), a_m,
-                 a_scale + e * as_e if A == "fp8" else a_scale,
+                 a_scale + e * as_e if a_scale is not None else a_scale,
                  (row + tl.arange(0, BLOCK_M)) * as_m, as_k, b + e * b_e, b_n,
-                 b_scale + e * bs_e if B == "fp8" else b_scale, bs_n, bs_k,
+                 b_scale + e * bs_e if b_scale is not None else b_scale, bs_n, bs_k,
                  out + e * o_e + row * o_m, o_m, o_n, pn, N, K, 0, K, SCALE_N, SCALE_K, BLOCK_M,
                  BLOCK_N, BLOCK_K, SWAP, A, B, DOT, SCALES, FP8, PRECISION, WS, STORE)

@@ -1,291 +1,384 @@
-"""CPU lowering: a task converts its keys block by block to float32 and reuses them for its rows."""
+"""CPU lowering: all threads share the blocks of all sequences equally; a task reads its keys once.
+
+Every worker takes one run of blocks in the order of (sequence, row group, block), so that neither
+lengths nor batch sizes leave a thread idle. A sequence that is cut by the end of a run is merged
+from partial results afterwards (the scheduling of FlashMLA and FlashInfer, one worker a thread).
+"""
 
 from __future__ import annotations
 
-from math import lcm
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.attention import Tile, padded, steps, tile_choices, tile_sizes, waste
-from .._tvm.buffers import buffer
-from .._tvm.exp2 import LN_2, LOG2_E, exp2_nonpositive
-from .._tvm.fp8 import decode_e4m3, floats
-from ..space import Config, Space
+from .._tvm.attention import (
+    Block,
+    Buffer,
+    Expr,
+    Tile,
+    fits,
+    from_first,
+    output_tiles,
+    padded,
+    put,
+    row_lanes,
+    scope,
+    score_tiles,
+    tile_sizes,
+    when,
+)
+from .._tvm.attention_rows import (
+    along,
+    code_pair,
+    copy,
+    drop_odd,
+    inverse,
+    load_queries,
+    log_sum,
+    pair_rows,
+    store_output,
+    takes_pairs,
+    zero,
+)
+from .._tvm.bf16dot import imported
+from .._tvm.buffers import buffer, view
+from .._tvm.exp2 import LOG2_E, exp2_nonpositive
+from .._tvm.fp8 import decode_e4m3
+from ..space import Config, Knob, Space
 from ..spec import Kernel, Outputs, Shape
 from . import FP8_GROUP, OP, fp8_row_bytes
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
 
-_LAUNCH_KNOBS = ("splits",)          # arguments of the compiled code: one artifact serves them all
+_LAUNCH_KNOBS = ("workers",)         # arguments of the compiled code: one artifact serves them all
 
 
 def _groups(rows: int) -> tuple[int, ...]:
-    """Query rows per task: all of few; of many, as many as leave room for keys in the L2 cache."""
-    first = min(rows, 64)
-    return (first, *(g for g in (32, 16, 8) if g < first))[:3]
+    """Query rows per task: the more, the less often keys are prepared; all fit the L2 cache."""
+    first = min(rows, 128)
+    return (first, *(g for g in (64, 32, 16) if g < first))[:3]
 
 
-def _splits(target: VectorTarget, shape: Shape) -> int:
-    """Enough splits to occupy every thread with few sequences; they also balance ragged ones.
-
-    Merging costs about 9 us, the time of 0.7 Mflop on one thread (docs/facts.md).
-    """
-    if int(shape["batch"]) >= 4 * target.threads or OP.work(shape).flops < 1_600_000:
-        return 1
-    return min(16, 1 << (target.threads - 1).bit_length())
+def _workers(threads: int, shape: Shape) -> int:
+    """All threads, unless waking them and merging, some 10 us, costs more than they save."""
+    return threads if OP.work(shape).flops > 1_600_000 else 1
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Register tiles, keys per block, unrolling, query rows per task, splits of the keys."""
-    lanes, threads = target.lanes, target.threads
-    rows, dv = int(shape["heads"]) * int(shape["s_q"]), int(shape["head_dim_v"])
-    groups, vectors = _groups(rows), -(-(dv + int(shape["rope"])) // lanes)
-    first = _splits(target, shape)
-    scores = tile_choices(groups[0], lanes)
-    outputs = tile_choices(groups[0], lanes, -(-dv // lanes), tile_sizes(scores[0])[0])
+    """Register tiles, keys per block, query rows per task and vector, workers."""
+    static, threads = OP.static_of(shape), target.threads
+    rows, wide = int(shape["heads"]) * int(shape["s_q"]), target.lanes == 16
+    pairs, first = pairs_of(target, static), _workers(threads, shape)
 
     def where(config: Config) -> bool:
-        unit = lcm(tile_sizes(config["scores"])[0], tile_sizes(config["outputs"])[0])
-        return vectors % int(config["unroll"]) == 0 and (
-            waste(rows, int(config["group"]), unit) <= 1.25)
+        return fits(tile_of(target, static, config), int(config["group"]))
 
-    return Space({
-        "scores": scores, "outputs": outputs, "keys": (64, 32, 96), "group": groups,
-        "unroll": (1, 2),
-        "splits": (first, *(s for s in (1, 2, 4, 8, 16) if s != first and s <= 2 * threads)),
-    }, where)
+    knobs: dict[str, tuple[Knob, ...]] = {
+        "lanes": row_lanes(target.lanes, rows),
+        "scores": score_tiles(target.lanes, pairs, pairs and static["kv_dtype"] == "fp8"),
+        "outputs": output_tiles(target.lanes), "group": _groups(rows),
+        "keys": (64, 128, 32) if wide else (96, 48, 192),
+        "workers": (first, *(w for w in (1, threads, 2 * threads) if w != first))}
+    return from_first({k: tuple(dict.fromkeys(v)) for k, v in knobs.items()}, where)
 
 
-def _tile(lanes: int, static: Shape, config: Config) -> Tile:
+def pairs_of(target: VectorTarget, static: Shape) -> bool:
+    """Whether the products run on bfloat16 pairs."""
+    return takes_pairs(target.dots, str(static["dtype"]), str(static["kv_dtype"]),
+                       int(static["head_dim_v"]), int(static["rope"]))
+
+
+def tile_of(target: VectorTarget, static: Shape, config: Config) -> Tile:
+    """The tile of a config."""
     dv, rope = int(static["head_dim_v"]), int(static["rope"])
-    (mr, nr), (pr, pv) = tile_sizes(config["scores"]), tile_sizes(config["outputs"])
-    return Tile(lanes, int(config["keys"]), padded(dv + rope, lanes), padded(dv, lanes), mr, nr, pr,
-                pv, int(config["unroll"]))
+    pairs = pairs_of(target, static)
+    (hv, nk), (pr, pv) = tile_sizes(config["scores"]), tile_sizes(config["outputs"])
+    fp8 = static["kv_dtype"] == "fp8"
+    return Tile(int(config["lanes"]), pairs, int(config["group"]), int(config["keys"]), dv + rope,
+                dv, hv, nk, pr, pv, FP8_GROUP if fp8 and pairs else 0)
+
+
+class _Cache:
+    """How the keys of one sequence come into the scratch."""
+
+    def __init__(self, t: Tile, static: Shape, views: tuple[Buffer, Buffer, Buffer]):
+        self.t, self.views = t, views
+        self.dv, self.rope = int(static["head_dim_v"]), int(static["rope"])
+        self.fp8 = static["kv_dtype"] == "fp8"
+        self.groups = -(-self.dv // FP8_GROUP)
+
+    def load(self, block: Block, k: Expr, p: Expr, slot: Expr) -> None:
+        """keys[k] = the row of a page's slot."""
+        t, keys = self.t, block.keys
+
+        def at(buffer: Buffer) -> Callable[[Expr], Expr]:
+            return lambda c: buffer[p, slot, 0, c]
+
+        KV, KF, KH = (at(b) for b in self.views)
+        latent, end = self.dv // t.step, t.q_steps
+        if not self.fp8:
+            copy(t, keys, (k,), lambda c: KV(c) if t.pairs else T.Cast("float32", KV(c)), 0, end)
+        elif t.pairs:
+            copy(t, keys, (k,), lambda c: code_pair(T.Cast("int32", KV(c))), 0, latent)
+            copy(t, keys, (k,), lambda c: KH(self.dv // 4 + self.groups + c), latent, end)
+            for g in range(self.groups):
+                put(block.scales, (k, g), KF(self.dv // 4 + g))
+        else:
+            for g in range(self.groups):
+                first, last = g * FP8_GROUP, min((g + 1) * FP8_GROUP, self.dv)
+
+                def latent_of(c: Expr, g: int = g, first: int = first) -> Expr:
+                    return decode_e4m3(KV(first + c)) * KF(self.dv // 4 + g)
+
+                copy(t, keys, (k,), latent_of, first, last)
+            copy(t, keys, (k,), lambda c: T.Cast("float32", KH(
+                self.dv // 2 + 2 * self.groups + c)), latent, end)
+        zero(t, keys, (k,), t.q_steps, t.key_columns)
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
-    """main: one task per (split, sequence, row group), then one per row that merges its splits."""
-    t, group = _tile(target.lanes, static, config), int(config["group"])
+    """main: each worker's run of blocks, then the merge of the sequences that were cut."""
+    t = tile_of(target, static, config)
     heads, s_q, page = int(static["heads"]), int(static["s_q"]), int(static["page"])
     dv, rope, causal = int(static["head_dim_v"]), int(static["rope"]), bool(static["causal"])
     dtype, fp8 = str(static["dtype"]), static["kv_dtype"] == "fp8"
-    kv_dtype = "uint8" if fp8 else str(static["kv_dtype"])
-    V, LB, R, D = t.lanes, t.keys, heads * s_q, dv + rope
-    width = fp8_row_bytes(dv, rope) if fp8 else D
-    halves = width // 2 if fp8 else width          # the fp8 row again as bf16: its rope part
-    rope_at = (width - 2 * rope) // 2
-    unit = lcm(t.mr, t.pr)
-    rows_max, groups = padded(group, unit), -(-R // group)
-    start, scores, softmax, accumulate = steps(t)
+    R, D, LB, group = heads * s_q, dv + rope, t.keys, int(config["group"])
+    groups, width = -(-R // group), fp8_row_bytes(dv, rope) if fp8 else D
+    q_type, q_width, o_width = (("int32", D // 2, dv // 2) if t.pairs else (dtype, D, dv))
+    kv_type = "uint8" if fp8 else str(static["kv_dtype"])
+    if fp8:
+        types = (("int16", 2), ("float32", 4), ("int32", 4)) if t.pairs else (
+            ("uint8", 1), ("float32", 4), ("bfloat16", 2))
+    else:
+        types = ((("int32", 2) if t.pairs else (kv_type, 1)),) * 3
 
-    def wide(value: Any) -> Any:
-        return T.Cast("float32", value)
-
-    def long(value: Any) -> Any:
-        return T.Cast("int64", value)
+    # what needs no conversion is used where it stands: in whole tiles of a page, in whole vectors
+    direct = (t.pairs and not fp8 and page % t.nk == 0 and LB % t.nk == 0 and t.nk % 2 == 0
+              and t.columns <= D)
 
     def clamp(value: Any, low: Any, high: Any) -> Any:
         return T.max(T.min(value, high), low)
 
-    def byte(value: Any) -> Any:
-        return T.Cast("int32", value)
+    def blocks(n: Any) -> Any:       # an empty sequence has a block of no key: it must be written
+        return T.max((n + (LB - 1)) // LB, 1)
 
-    def scale_of(KV: Any, p: Any, slot: Any, g: Any) -> Any:
-        at = dv + 4 * g
-        return floats(byte(KV[p, slot, 0, at]) | (byte(KV[p, slot, 0, at + 1]) << 8)
-                      | (byte(KV[p, slot, 0, at + 2]) << 16)
-                      | (byte(KV[p, slot, 0, at + 3]) << 24))
+    def wide(value: Any) -> Any:
+        return T.Cast("int64", value)
 
-    @T.inline
-    def load_key(KV, KH, keys, r, p, slot):  # type: ignore[no-untyped-def]
-        if fp8:
-            for d in range(dv // V):
-                for l in T.vectorized(V):
-                    keys[r, d * V + l] = (decode_e4m3(KV[p, slot, 0, d * V + l])
-                                          * scale_of(KV, p, slot, d * V // FP8_GROUP))
-            for d in range(dv // V * V, dv):
-                keys[r, d] = (decode_e4m3(KV[p, slot, 0, d])
-                              * scale_of(KV, p, slot, d // FP8_GROUP))
-            for d in range(rope // V):
-                for l in T.vectorized(V):
-                    keys[r, dv + d * V + l] = wide(KH[p, slot, 0, rope_at + d * V + l])
-            for d in range(rope // V * V, rope):
-                keys[r, dv + d] = wide(KH[p, slot, 0, rope_at + d])
-        else:
-            for d in range(D // V):
-                for l in T.vectorized(V):
-                    keys[r, d * V + l] = wide(KV[p, slot, 0, d * V + l])
-            for d in range(D // V * V, D):
-                keys[r, d] = wide(KV[p, slot, 0, d])
-        for d in range(D, t.d_qk):
-            keys[r, d] = T.float32(0)
+    def process(Q: Any, cache: Any, BT: Any, O: Any, LSE: Any, PO: Any, PT: Any, PS: Any, scale:
+                Any, b: Any, g: Any, n: Any, first: Any, last: Any, count: Any, slot: Any, P:
+                Any) -> Any:
+        """Blocks first..last of sequence b for the row group g; all of `count`, or a partial."""
+        block = Block(t)
+        values = block.new_values() if t.pairs else block.keys
 
-    def log_sum(top: Any, total: Any) -> Any:
-        return T.if_then_else(total > T.float32(0), top * T.float32(LN_2) + T.log(total),
-                              -T.infinity("float32"))
+        def at_page(at: Any, key: Any) -> Any:        # a score tile lies within one page
+            put(at, 0, clamp(wide(BT[b, key // page]), T.int64(0), P - 1))
+            put(at, 1, wide(key % page))
 
-    def inverse(total: Any) -> Any:
-        return T.if_then_else(total > T.float32(0), T.float32(1) / total, T.float32(0))
+        def tile_keys(jt: Any, i: Any) -> Any:
+            at = T.alloc_buffer((2,), "int64", scope="local")
+            at_page(at, i * LB + jt * t.nk)
+            return lambda j, d: cache.views[0][at[0], at[1] + j, 0, d]
 
-    @T.inline
-    def combine(PO, PL, O, LSE, b, row, B, splits):  # type: ignore[no-untyped-def]
-        with T.sblock("combine"):
-            out = T.sblock_alloc_buffer((t.d_v,), "float32", scope="global")
-            sums = T.sblock_alloc_buffer((3,), "float32", scope="local")
-            sums[0] = -T.infinity("float32")
-            sums[1] = T.float32(0)
-            for i in range(splits):
-                sums[0] = T.max(sums[0], PL[i * B + b, row])
-            for d in range(t.d_v // V):
-                for l in T.vectorized(V):
-                    out[d * V + l] = T.float32(0)
-            for i in range(splits):            # an empty split wrote no output: do not read it
-                if PL[i * B + b, row] > -T.infinity("float32"):
-                    sums[2] = exp2_nonpositive(PL[i * B + b, row] - sums[0])
-                    sums[1] = sums[1] + sums[2]
-                    for d in range(dv // V):
-                        for l in T.vectorized(V):
-                            out[d * V + l] = (out[d * V + l]
-                                              + sums[2] * PO[i * B + b, row, d * V + l])
-                    for d in range(dv // V * V, dv):
-                        out[d] = out[d] + sums[2] * PO[i * B + b, row, d]
-            LSE[b, row % heads, row // heads] = T.if_then_else(
-                sums[1] > T.float32(0), (sums[0] + T.log2(sums[1])) * T.float32(LN_2),
-                -T.infinity("float32"))
-            sums[2] = inverse(sums[1])
-            for d in range(dv // V):
-                for l in T.vectorized(V):
-                    O[b, row, d * V + l] = T.Cast(dtype, out[d * V + l] * sums[2])
-            for d in range(dv // V * V, dv):
-                O[b, row, d] = T.Cast(dtype, out[d] * sums[2])
+        def pair_tile(jt: Any, i: Any, n: Any) -> Any:
+            with scope("pairs"):
+                at = T.alloc_buffer((2,), "int64", scope="local")
+                at_page(at, i * LB + jt * t.nk)
+                KV = cache.views[0]
+                with T.serial(T.min(t.nk // 2, (n - jt * t.nk + 1) // 2)) as k:
+                    pair_rows(t, values, jt * (t.nk // 2) + k,
+                              lambda c: KV[at[0], at[1] + 2 * k, 0, c],
+                              lambda c: KV[at[0], at[1] + (2 * k + 1), 0, c], t.columns // 2)
+        rows = local_ints(3)
+        put(rows, 0, T.min(group, R - g * group))
+        put(rows, 1, padded(rows[0], t.group))
+        load_queries(t, block, rows[0], rows[1], lambda r: lambda d: (
+            Q[b, g * group + r, d] if t.pairs else T.Cast("float32", Q[b, g * group + r, d])))
+        block.start(rows[1])
+        with T.serial(first, last) as i:
+            put(rows, 2, T.min(LB, n - i * LB))
+            if direct:
+                with T.serial((rows[2] + (t.nk - 1)) // t.nk) as jt:
+                    pair_tile(jt, i, rows[2])
+                drop_odd(t, values, rows[2])
+            with T.serial(0 if direct else rows[2]) as k:
+                cache.load(block, k, clamp(wide(BT[b, (i * LB + k) // page]), T.int64(0), P - 1),
+                           (i * LB + k) % page)
+            if t.pairs and not direct:
+                with when(rows[2] % 2 == 1):
+                    zero(t, block.keys, (rows[2],), 0, t.key_columns)
+                    for s in range(t.scales if t.scaled else 0):
+                        put(block.scales, (rows[2], s), T.float32(0))
+                with T.serial((rows[2] + 1) // 2) as k:
+                    pair_rows(t, values, k, lambda c: block.keys[2 * k, c],
+                              lambda c: block.keys[2 * k + 1, c], t.columns // 2)
+            with T.serial(rows[1]) as r:
+                at = (r // t.lanes, r % t.lanes)
+                if causal and s_q > 1:
+                    put(block.sees, at, clamp(
+                        n - i * LB - (s_q - 1) + (g * group + T.min(r, rows[0] - 1)) // heads,
+                        0, rows[2]))
+                else:
+                    put(block.sees, at, rows[2])
+            block.scores(rows[1], rows[2], scale * T.float32(LOG2_E),
+                         (lambda jt: tile_keys(jt, i)) if direct else None)
+            block.softmax(rows[1], rows[2])
+            block.accumulate(values, rows[0], rows[2])
+        with T.serial(rows[0]) as r, scope("row"):
+            top = block.top[r // t.lanes, r % t.lanes]
+            total = block.total[r // t.lanes, r % t.lanes]
+            with T.If(last - first == count):
+                with T.Then():
+                    row = g * group + r
+                    put(LSE, (b, row % heads, row // heads), log_sum(top, total))
+                    factor = T.alloc_buffer((1,), "float32", scope="local")
+                    put(factor, 0, inverse(total))
+                    store_output(t, O, (b, row), lambda c: block.acc[r, c] * factor[0], dtype)
+                with T.Else():
+                    put(PT, (slot, r), top)
+                    put(PS, (slot, r), total)
+                    along(t.lanes, 0, t.columns, lambda c: put(PO, (slot, r, c), block.acc[r, c]))
+
+    def merge(PO: Any, PT: Any, PS: Any, O: Any, LSE: Any, b: Any, row: Any, r: Any, w0: Any,
+              w1: Any) -> Any:
+        """Row r of a group from the workers w0..w1: the first piece of a run or the last."""
+        with scope("merge"):
+            out = T.alloc_buffer((t.columns,), "float32", scope="global")
+            sums = T.alloc_buffer((3,), "float32", scope="local")
+
+            def slot(w: Any) -> Any:
+                return 2 * w + T.if_then_else(w == w0, 1, 0)
+
+            put(sums, 0, PT[slot(w0), r])
+            put(sums, 1, T.float32(0))
+            with T.serial(w0 + 1, w1 + 1) as w:
+                put(sums, 0, T.max(sums[0], PT[slot(w), r]))
+            along(t.lanes, 0, t.columns, lambda c: put(out, c, T.float32(0)))
+            with T.serial(w0, w1 + 1) as w:
+                put(sums, 2, exp2_nonpositive(PT[slot(w), r] - sums[0]))
+                put(sums, 1, sums[1] + sums[2] * PS[slot(w), r])
+                along(t.lanes, 0, t.columns, lambda c: put(
+                    out, c, out[c] + sums[2] * PO[slot(w), r, c]))
+            put(LSE, (b, row % heads, row // heads), log_sum(sums[0], sums[1]))
+            put(sums, 2, inverse(sums[1]))
+            store_output(t, O, (b, row), lambda c: out[c] * sums[2], dtype)
+
+    def local_ints(n: int) -> Buffer:
+        return T.alloc_buffer((n,), "int32", scope="local")
+
+    def length(SL: Any, b: Any, MP: Any, P: Any) -> Any:
+        return clamp(SL[b], 0, T.if_then_else(P > 0, MP * page, 0))
+
+    def each_segment(SL: Any, B: Any, MP: Any, P: Any, at: Any, body: Any) -> Any:
+        """body(b, g, n, blocks) with at[0] = the first block's place among all."""
+        put(at, 0, 0)
+        with T.serial(B) as b:
+            put(at, 1, length(SL, b, MP, P))
+            with T.serial(groups) as g:
+                body(b, g, at[1], blocks(at[1]))
+                put(at, 0, at[0] + blocks(at[1]))
+
+    def total_blocks(SL: Any, B: Any, MP: Any, P: Any, at: Any) -> Any:
+        put(at, 2, 0)
+        with T.serial(B) as b:
+            put(at, 2, at[2] + groups * blocks(length(SL, b, MP, P)))
+
+    def busy(workers: Any, total: Any) -> Any:        # no worker has an empty run
+        return T.min(workers, T.max(total, 1))
+
+    def run_worker(w: Any, workers: Any, Q: Any, KV: Any, KF: Any, KH: Any, BT: Any, SL: Any, O:
+                   Any, LSE: Any, PO: Any, PT: Any, PS: Any, scale: Any, B: Any, MP: Any,
+                   P: Any) -> Any:
+        with imported(t.lanes) if t.pairs else nullcontext(), scope("worker"):
+            cache = _Cache(t, static, (KV, KF, KH))
+            at = local_ints(5)
+            total_blocks(SL, B, MP, P, at)
+            put(at, 3, share(w, at[2], busy(workers, at[2])))
+            put(at, 4, share(w + 1, at[2], busy(workers, at[2])))
+
+            def segment(b: Any, g: Any, n: Any, count: Any) -> Any:
+                first = T.max(at[3] - at[0], 0)
+                last = T.min(at[4] - at[0], count)
+                slot = 2 * w + T.if_then_else(first == 0, 1, 0)
+                with when(T.And(w < busy(workers, at[2]), first < last)), scope("segment"):
+                    process(Q, cache, BT, O, LSE, PO, PT, PS, scale, b, g, n, first, last, count,
+                            slot, P)
+
+            each_segment(SL, B, MP, P, at, segment)
+
+    def share(w: Any, total: Any, W: Any) -> Any:
+        return T.Cast("int32", wide(w) * wide(total) // wide(W))
+
+    def merge_rows(part: Any, W: Any, SL: Any, O: Any, LSE: Any, PO: Any, PT: Any, PS: Any, B:
+                   Any, MP: Any, P: Any) -> Any:
+        """One share of the rows of each cut segment."""
+        with scope("cut"):
+            at = local_ints(5)
+            total_blocks(SL, B, MP, P, at)
+
+            def worker_of(block: Any) -> Any:
+                return T.Cast("int32", (wide(block + 1) * wide(busy(W, at[2])) - 1) // wide(at[2]))
+
+            def segment(b: Any, g: Any, n: Any, count: Any) -> Any:
+                put(at, 3, worker_of(at[0]))
+                put(at, 4, worker_of(at[0] + count - 1))
+                with when(at[3] < at[4]):
+                    rows = T.min(group, R - g * group)
+                    with T.serial(rows * part // W, rows * (part + 1) // W) as r:
+                        merge(PO, PT, PS, O, LSE, b, g * group + r, r, at[3], at[4])
+
+            each_segment(SL, B, MP, P, at, segment)
 
     @T.prim_func(s_tir=True)
-    def main(q: T.handle, kv: T.handle, kh: T.handle, bt: T.handle, sl: T.handle,  # type: ignore[no-untyped-def]
-             o: T.handle, lse: T.handle, po: T.handle, pl: T.handle,
-             scale: T.float32, splits: T.int32):
+    def main(q: T.handle, kv: T.handle, bt: T.handle, sl: T.handle, o: T.handle,  # type: ignore[no-untyped-def]
+             lse: T.handle, scale: T.float32, workers: T.int32):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         B = T.int32()
         MP = T.int32()
-        NP = T.int32()
         P = T.int64()
-        Q = buffer(q, (B, R, D), dtype)
-        KV = buffer(kv, (P, page, 1, width), kv_dtype)
-        KH = buffer(kh, (P, page, 1, halves), "bfloat16" if fp8 else kv_dtype)
+        QT = buffer(q, (B, R, D), dtype)
+        KVT = buffer(kv, (P, page, 1, width), kv_type)
         BT = buffer(bt, (B, MP), "int32")
         SL = buffer(sl, (B,), "int32")
-        O = buffer(o, (B, R, dv), dtype)
+        OT = buffer(o, (B, R, dv), dtype)
         LSE = buffer(lse, (B, heads, s_q), "float32")
-        PO = buffer(po, (NP, R, dv), "float32")      # partial outputs, [split * B + b]
-        PL = buffer(pl, (NP, R), "float32")          # and their log2-sum-exp2
-        for task in T.parallel(splits * B * groups):         # splits outermost: balances lengths
-            with T.sblock("task"):
-                qs = T.sblock_alloc_buffer((rows_max, t.d_qk), "float32", scope="global")
-                keys = T.sblock_alloc_buffer((t.key_rows, t.d_qk), "float32", scope="global")
-                s = T.sblock_alloc_buffer((rows_max, t.columns), "float32", scope="global")
-                acc = T.sblock_alloc_buffer((rows_max, t.d_v), "float32", scope="global")
-                top = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                total = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                rescale = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                sees = T.sblock_alloc_buffer((rows_max,), "int32", scope="global")
-                reg = T.sblock_alloc_buffer((t.registers,), "float32", scope="local")
-                half = T.sblock_alloc_buffer((t.sums * 8,), "float32", scope="local")
-                quarter = T.sblock_alloc_buffer((t.sums * 4,), "float32", scope="local")
-                lane = T.sblock_alloc_buffer((V,), "float32", scope="local")
-                at = T.sblock_alloc_buffer((8,), "int32", scope="local")
-                at[0] = task // groups % B                                   # sequence
-                at[1] = task % groups * group                                # first row
-                at[2] = T.min(group, R - at[1])                              # rows
-                at[3] = (at[2] + (unit - 1)) // unit * unit                  # rows, padded
-                at[4] = clamp(SL[at[0]], 0, T.if_then_else(P > 0, MP * page, 0))  # length
-                at[5] = (at[4] + (LB - 1)) // LB * (task // (groups * B)) // splits
-                at[6] = (at[4] + (LB - 1)) // LB * (task // (groups * B) + 1) // splits
-                if splits == 1 or at[5] < at[6]:
-                    for r in range(at[3]):
-                        if r < at[2]:
-                            for d in range(D // V):
-                                for l in T.vectorized(V):
-                                    qs[r, d * V + l] = (wide(Q[at[0], at[1] + r, d * V + l])
-                                                        * (scale * T.float32(LOG2_E)))
-                            for d in range(D // V * V, D):
-                                qs[r, d] = (wide(Q[at[0], at[1] + r, d])
-                                            * (scale * T.float32(LOG2_E)))
-                            for d in range(D, t.d_qk):
-                                qs[r, d] = T.float32(0)
-                        else:
-                            for d in range(t.d_qk):
-                                qs[r, d] = T.float32(0)
-                    start(acc, top, total, at[3])
-                for block in range(at[5], at[6]):
-                    at[7] = T.min(LB, at[4] - block * LB)                    # keys of the block
-                    for r in range(at[7]):
-                        load_key(KV, KH, keys, r,
-                                 clamp(long(BT[at[0], (block * LB + r) // page]), long(0), P - 1),
-                                 (block * LB + r) % page)
-                    for r in range(at[3]):
-                        sees[r] = at[7]
-                        if causal and s_q > 1:
-                            sees[r] = clamp(at[4] - block * LB - (s_q - 1)
-                                            + (at[1] + r) // heads, 0, at[7])
-                    scores(qs, keys, s, sees, reg, half, quarter, at[3], at[7])
-                    softmax(s, sees, top, total, rescale, lane, at[3], at[7])
-                    accumulate(s, sees, keys, acc, rescale, reg, at[3])
-                if splits == 1:
-                    for r in range(at[2]):
-                        LSE[at[0], (at[1] + r) % heads, (at[1] + r) // heads] = log_sum(
-                            top[r], total[r])
-                        for d in range(dv // V):
-                            for l in T.vectorized(V):
-                                O[at[0], at[1] + r, d * V + l] = T.Cast(
-                                    dtype, acc[r, d * V + l] * inverse(total[r]))
-                        for d in range(dv // V * V, dv):
-                            O[at[0], at[1] + r, d] = T.Cast(dtype, acc[r, d] * inverse(total[r]))
-                elif at[5] < at[6]:
-                    for r in range(at[2]):
-                        PL[task // groups, at[1] + r] = T.if_then_else(
-                            total[r] > T.float32(0), top[r] + T.log2(total[r]),
-                            -T.infinity("float32"))
-                        for d in range(dv // V):
-                            for l in T.vectorized(V):
-                                PO[task // groups, at[1] + r, d * V + l] = (
-                                    acc[r, d * V + l] * inverse(total[r]))
-                        for d in range(dv // V * V, dv):
-                            PO[task // groups, at[1] + r, d] = acc[r, d] * inverse(total[r])
-                else:
-                    for r in range(at[2]):
-                        PL[task // groups, at[1] + r] = -T.infinity("float32")
-
-        if splits > 1:
-            for row in T.parallel(B * R):
-                combine(PO, PL, O, LSE, row // R, row % R, B, splits)
+        Q = view(QT, (B, R, q_width), q_type)
+        KV = view(KVT, (P, page, 1, width // types[0][1]), types[0][0])
+        KF = view(KVT, (P, page, 1, width // types[1][1]), types[1][0])
+        KH = view(KVT, (P, page, 1, width // types[2][1]), types[2][0])
+        O = view(OT, (B, R, o_width), q_type)
+        with T.sblock("run"):
+            PO = T.sblock_alloc_buffer((2 * workers, group, t.columns), "float32", scope="global")
+            PT = T.sblock_alloc_buffer((2 * workers, group), "float32", scope="global")
+            PS = T.sblock_alloc_buffer((2 * workers, group), "float32", scope="global")
+            for w in T.parallel(workers):
+                run_worker(w, workers, Q, KV, KF, KH, BT, SL, O, LSE, PO, PT, PS, scale, B, MP, P)
+            if workers > 1:
+                for part in T.parallel(workers):
+                    merge_rows(part, workers, SL, O, LSE, PO, PT, PS, B, MP, P)
 
     return {"main": main}
 
 
 def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
-    """Views of the call's tensors, scratch for the partial results of more than one split."""
-    static, splits = OP.static_of(shape), int(config["splits"])
-    heads, dv, s_q = int(shape["heads"]), int(shape["head_dim_v"]), int(shape["s_q"])
+    """Views of the call's tensors, scratch for the pieces of sequences that are cut."""
+    static, workers = OP.static_of(shape), int(config["workers"])
+    heads, s_q = int(shape["heads"]), int(shape["s_q"])
     main = target.compile(OP.name, static, {k: v for k, v in config.items()
                                             if k not in _LAUNCH_KNOBS})["main"]
     rows = heads * s_q
-    no_partials = torch.empty(0, rows, dv), torch.empty(0, rows)
 
     def run(q: Tensor, kv_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor,
             head_dim_v: int, softmax_scale: float, causal: bool, *, out: Outputs) -> None:
         o, lse = out
         batch = q.shape[0]
-        if not batch:
-            return
-        halves = kv_cache.view(torch.bfloat16) if kv_cache.dtype == torch.uint8 else kv_cache
-        flat = o.view(batch, rows, dv)
-        po, pl = no_partials
-        if splits > 1:
-            po, pl = torch.empty(splits * batch, rows, dv), torch.empty(splits * batch, rows)
-        main(q.contiguous().view(batch, rows, -1), kv_cache, halves, block_table.contiguous(),
-             cache_seqlens.contiguous(), flat, lse, po, pl, float(softmax_scale), splits)
+        if batch:
+            main(q.contiguous().view(batch, rows, -1), kv_cache, block_table.contiguous(),
+                 cache_seqlens.contiguous(), o.view(batch, rows, -1), lse, softmax_scale, workers)
 
     return run

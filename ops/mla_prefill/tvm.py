@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from math import lcm
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.attention import Tile, padded, steps, tile_choices, tile_sizes
-from .._tvm.buffers import buffer
-from .._tvm.exp2 import LN_2, LOG2_E
-from ..space import Config, Space
+from .._tvm.attention import (
+    Block,
+    Buffer,
+    Expr,
+    Tile,
+    fits,
+    from_first,
+    output_tiles,
+    padded,
+    put,
+    scope,
+    score_tiles,
+    tile_sizes,
+    when,
+)
+from .._tvm.attention_rows import (
+    copy,
+    drop_odd,
+    inverse,
+    load_queries,
+    log_sum,
+    pair_rows,
+    store_output,
+    takes_pairs,
+)
+from .._tvm.bf16dot import imported
+from .._tvm.buffers import buffer, view
+from .._tvm.exp2 import LOG2_E
+from ..space import Config, Knob, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP
 
@@ -23,35 +48,43 @@ _FIELDS = 5          # of a query block: first row, rows, first key, keys, keys 
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Register tiles, queries per task, keys per block, unrolling."""
-    lanes = target.lanes
-    scores = tile_choices(64, lanes)
-    outputs = tile_choices(64, lanes, -(-int(shape["d_v"]) // lanes), tile_sizes(scores[0])[0])
-    vectors = -(-int(shape["d_qk"]) // lanes)
+    """Register tiles, keys per block, queries per task."""
+    tokens, static = int(shape["tokens"]), OP.static_of(shape)
+    rows = (128, 64, 256) if tokens > 64 else (64, 32, 16) if tokens > 16 else (16, 32)
+    wide = target.lanes == 16
 
     def where(config: Config) -> bool:
-        unit = lcm(tile_sizes(config["scores"])[0], tile_sizes(config["outputs"])[0])
-        return vectors % int(config["unroll"]) == 0 and (
-            padded(int(config["rows"]), unit) <= 1.25 * int(config["rows"]))
+        t = tile_of(target, static, config)
+        return fits(t, t.rows)
 
-    return Space({"scores": scores, "outputs": outputs,
-                  "rows": (64, 32, 128) if int(shape["tokens"]) > 32 else (16, 32, 64),
-                  "keys": (64, 32, 96), "unroll": (1, 2)}, where)
+    knobs: dict[str, tuple[Knob, ...]] = {
+        "scores": score_tiles(target.lanes, pairs_of(target, static)),
+        "outputs": output_tiles(target.lanes), "rows": rows,
+        "keys": (128, 64, 192) if wide else (96, 48, 192), "lanes": (target.lanes,)}
+    return from_first(knobs, where)
+
+
+def pairs_of(target: VectorTarget, static: Shape) -> bool:
+    """Whether the products run on bfloat16 pairs."""
+    dtype = str(static["dtype"])
+    return takes_pairs(target.dots, dtype, dtype, int(static["d_qk"]), int(static["d_v"]))
+
+
+def tile_of(target: VectorTarget, static: Shape, config: Config) -> Tile:
+    """The tile of a config."""
+    d_qk, d_v = int(static["d_qk"]), int(static["d_v"])
+    (hv, nk), (pr, pv) = tile_sizes(config["scores"]), tile_sizes(config["outputs"])
+    return Tile(int(config["lanes"]), pairs_of(target, static), int(config["rows"]),
+                int(config["keys"]), d_qk, d_v, hv, nk, pr, pv)
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main: a serial pass lists the query blocks, then heads x blocks run in parallel."""
     heads, d_qk, d_v = (int(static[a]) for a in ("heads", "d_qk", "d_v"))
-    dtype, causal, V = str(static["dtype"]), bool(static["causal"]), int(target.lanes)
-    (mr, nr), (pr, pv) = tile_sizes(config["scores"]), tile_sizes(config["outputs"])
-    t = Tile(V, int(config["keys"]), padded(d_qk, V), padded(d_v, V), mr, nr, pr, pv,
-             int(config["unroll"]))
-    LB, QB, unit = t.keys, int(config["rows"]), lcm(mr, pr)
-    rows_max = padded(QB, unit)
-    start, scores, softmax, accumulate = steps(t)
-
-    def wide(value: Any) -> Any:
-        return T.Cast("float32", value)
+    dtype, causal = str(static["dtype"]), bool(static["causal"])
+    t = tile_of(target, static, config)
+    LB, QB = t.keys, int(config["rows"])
+    kind = "int32" if t.pairs else dtype
 
     def long(value: Any) -> Any:
         return T.Cast("int64", value)
@@ -62,15 +95,64 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     def clamp(value: Any, low: Any, high: Any) -> Any:
         return T.max(T.min(value, high), low)
 
-    @T.inline
-    def load(X, out, r, token, h, width, columns):  # type: ignore[no-untyped-def]
-        for d in range(width // V):
-            for l in T.vectorized(V):
-                out[r, d * V + l] = wide(X[token, h, d * V + l])
-        for d in range(width // V * V, width):
-            out[r, d] = wide(X[token, h, d])
-        for d in range(width, columns):
-            out[r, d] = T.float32(0)
+    def element(buffer: Buffer, *index: Expr) -> Any:
+        return lambda c: buffer[(*index, c)] if t.pairs else T.Cast("float32", buffer[(*index, c)])
+
+    def load_keys(block: Block, values: Buffer, K: Buffer, W: Buffer, h: Expr, first: Expr,
+                  n: Expr) -> None:
+        """n keys and values from token `first` on."""
+        with T.serial(n) as k:
+            copy(t, block.keys, (k,), element(K, long(first + k), h), 0, t.q_steps)
+        if not t.pairs:
+            with T.serial(n) as k:
+                copy(t, values, (k,), element(W, long(first + k), h), 0, d_v)
+            return
+        with T.serial((n + 1) // 2) as k, scope("pair"):
+            if d_v % (2 * t.lanes) == 0:
+                low, high = (element(W, long(first + T.min(2 * k + i, n - 1)), h) for i in (0, 1))
+            else:                    # whole vectors of a row's end would be its neighbour's
+                two = T.alloc_buffer((2, t.columns // 2), "int32", scope="local")
+                for i in range(2):
+                    row = element(W, long(first + T.min(2 * k + i, n - 1)), h)
+                    copy(t, two, (i,), row, 0, d_v // 2)
+                low, high = element(two, 0), element(two, 1)
+            pair_rows(t, values, k, low, high, t.columns // 2)
+        drop_odd(t, values, n)
+
+    def attend(Q: Buffer, K: Buffer, W: Buffer, O: Buffer, LSE: Buffer, TAB: Buffer, h: Expr,
+               entry: Expr, scale: Expr) -> None:
+        """One head of one block of queries."""
+        to = T.alloc_buffer((6,), "int32", scope="local")
+        put(to, 0, TAB[entry, 0])                                        # first query
+        put(to, 1, TAB[entry, 1])                                        # queries
+        put(to, 2, padded(to[1], t.group))                               # queries, padded
+        put(to, 3, TAB[entry, 4])                                        # keys that row 0 sees
+        put(to, 4, T.min(TAB[entry, 3], to[3] + (to[1] - 1) * int(causal)))  # and the last row
+        block = Block(t)
+        values = block.new_values()
+        load_queries(t, block, to[1], to[2], lambda r: element(Q, long(to[0] + r), h))
+        block.start(to[2])
+        with T.serial((T.max(to[4], 0) + (LB - 1)) // LB) as i:
+            put(to, 5, T.min(LB, to[4] - i * LB))                        # keys of the block
+            load_keys(block, values, K, W, h, TAB[entry, 2] + i * LB, to[5])
+            with T.serial(to[2]) as r:
+                put(block.sees, (r // t.lanes, r % t.lanes), clamp(
+                    to[3] + T.min(r, to[1] - 1) * int(causal) - i * LB, 0, to[5]))
+            block.scores(to[2], to[5], scale * T.float32(LOG2_E))
+            block.softmax(to[2], to[5])
+            block.accumulate(values, to[1], to[5])
+        with T.serial(to[1]) as r, scope("row"):
+            at = (r // t.lanes, r % t.lanes)
+            put(LSE, (h, long(to[0] + r)), log_sum(block.top[at], block.total[at]))
+            factor = T.alloc_buffer((1,), "float32", scope="local")
+            put(factor, 0, inverse(block.total[at]))
+            store_output(t, O, (long(to[0] + r), h), lambda c: block.acc[r, c] * factor[0], dtype)
+
+    def run_task(Q: Buffer, K: Buffer, W: Buffer, O: Buffer, LSE: Buffer, TAB: Buffer, h: Expr,
+                 entry: Expr, scale: Expr) -> None:
+        with (imported(t.lanes) if t.pairs else nullcontext(), when(TAB[entry, 1] > 0),
+              scope("task")):
+            attend(Q, K, W, O, LSE, TAB, h, entry, scale)
 
     @T.inline
     def list_blocks(CQ, CK, TAB, at, B, NT, Tq, Tk):  # type: ignore[no-untyped-def]
@@ -107,76 +189,23 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         Tk = T.int64()
         C = T.int32()
         NT = T.int32()
-        Q = buffer(q, (Tq, heads, d_qk), dtype)
-        K = buffer(k, (Tk, heads, d_qk), dtype)
-        W = buffer(v, (Tk, heads, d_v), dtype)
+        QT = buffer(q, (Tq, heads, d_qk), dtype)
+        KT = buffer(k, (Tk, heads, d_qk), dtype)
+        VT = buffer(v, (Tk, heads, d_v), dtype)
         CQ = buffer(cu_q, (C,), "int32")
         CK = buffer(cu_k, (C,), "int32")
-        O = buffer(o, (Tq, heads, d_v), dtype)
+        OT = buffer(o, (Tq, heads, d_v), dtype)
         LSE = buffer(lse, (heads, Tq), "float32")
         TAB = buffer(tab, (NT, _FIELDS), "int32")
+        Q = view(QT, (Tq, heads, d_qk // t.step), kind)
+        K = view(KT, (Tk, heads, d_qk // t.step), kind)
+        W = view(VT, (Tk, heads, d_v // t.step), kind)
+        O = view(OT, (Tq, heads, d_v // t.step), kind)
         with T.sblock("list"):
             at = T.sblock_alloc_buffer((6,), "int32", scope="local")
             list_blocks(CQ, CK, TAB, at, C - 1, NT, count(Tq), count(Tk))
         for task in T.parallel(heads * NT):
-            with T.sblock("task"):
-                qs = T.sblock_alloc_buffer((rows_max, t.d_qk), "float32", scope="global")
-                keys = T.sblock_alloc_buffer((t.key_rows, t.d_qk), "float32", scope="global")
-                values = T.sblock_alloc_buffer((LB, t.d_v), "float32", scope="global")
-                s = T.sblock_alloc_buffer((rows_max, t.columns), "float32", scope="global")
-                acc = T.sblock_alloc_buffer((rows_max, t.d_v), "float32", scope="global")
-                top = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                total = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                rescale = T.sblock_alloc_buffer((rows_max,), "float32", scope="global")
-                sees = T.sblock_alloc_buffer((rows_max,), "int32", scope="global")
-                reg = T.sblock_alloc_buffer((t.registers,), "float32", scope="local")
-                half = T.sblock_alloc_buffer((t.sums * 8,), "float32", scope="local")
-                quarter = T.sblock_alloc_buffer((t.sums * 4,), "float32", scope="local")
-                lane = T.sblock_alloc_buffer((V,), "float32", scope="local")
-                to = T.sblock_alloc_buffer((8,), "int32", scope="local")
-                to[0] = TAB[task % NT, 0]                                    # first query
-                to[1] = TAB[task % NT, 1]                                    # queries
-                to[2] = (to[1] + (unit - 1)) // unit * unit                  # queries, padded
-                to[3] = TAB[task % NT, 2]                                    # first key
-                to[4] = TAB[task % NT, 4]                                    # keys that row 0 sees
-                to[5] = T.min(TAB[task % NT, 3], to[4] + (to[1] - 1) * int(causal))  # last row
-                if to[1] > 0:
-                    for r in range(to[2]):
-                        if r < to[1]:
-                            load(Q, qs, r, long(to[0] + r), task // NT, d_qk, t.d_qk)
-                            for d in range(t.d_qk // V):
-                                for l in T.vectorized(V):
-                                    qs[r, d * V + l] = (qs[r, d * V + l]
-                                                        * (scale * T.float32(LOG2_E)))
-                        else:
-                            for d in range(t.d_qk):
-                                qs[r, d] = T.float32(0)
-                    start(acc, top, total, to[2])
-                    for block in range((T.max(to[5], 0) + (LB - 1)) // LB):
-                        to[6] = T.min(LB, to[5] - block * LB)                # keys of the block
-                        for r in range(to[6]):
-                            load(K, keys, r, long(to[3] + block * LB + r), task // NT, d_qk,
-                                 t.d_qk)
-                            load(W, values, r, long(to[3] + block * LB + r), task // NT, d_v,
-                                 t.d_v)
-                        for r in range(to[2]):
-                            sees[r] = clamp(to[4] + r * int(causal) - block * LB, 0, to[6])
-                        scores(qs, keys, s, sees, reg, half, quarter, to[2], to[6])
-                        softmax(s, sees, top, total, rescale, lane, to[2], to[6])
-                        accumulate(s, sees, values, acc, rescale, reg, to[2])
-                    for r in range(to[1]):
-                        LSE[task // NT, long(to[0] + r)] = T.if_then_else(
-                            total[r] > T.float32(0), top[r] * T.float32(LN_2) + T.log(total[r]),
-                            -T.infinity("float32"))
-                        rescale[r] = T.if_then_else(total[r] > T.float32(0),
-                                                    T.float32(1) / total[r], T.float32(0))
-                        for d in range(d_v // V):
-                            for l in T.vectorized(V):
-                                O[long(to[0] + r), task // NT, d * V + l] = T.Cast(
-                                    dtype, acc[r, d * V + l] * rescale[r])
-                        for d in range(d_v // V * V, d_v):
-                            O[long(to[0] + r), task // NT, d] = T.Cast(dtype,
-                                                                       acc[r, d] * rescale[r])
+            run_task(Q, K, W, O, LSE, TAB, task // NT, task % NT, scale)
 
     return {"main": main}
 

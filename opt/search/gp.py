@@ -7,6 +7,8 @@ for candidates: moves away from the best configs, and random ones.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, solve_triangular
@@ -29,6 +31,7 @@ class Gp:
         self._rng = np.random.default_rng([seed, 3])
         self._scales: Array | None = None
         self._ready: list[int] = []
+        self._promises: list[float] = []
 
     def propose(self, history: History) -> int:
         """The number of a config that is not taken."""
@@ -36,6 +39,10 @@ class Gp:
         if not self._ready:
             self._ready = self._best(history)
         return self._ready.pop(0)
+
+    def promise(self, models: int) -> float:
+        """The log time that each of the last models at most expected to gain; inf before them."""
+        return max(self._promises[-models:]) if len(self._promises) >= models else math.inf
 
     def _best(self, history: History) -> list[int]:
         rng, rows = self._rng, history.pool.rows
@@ -49,7 +56,8 @@ class Gp:
         # resolution goes where the optimum may be.
         cap = max(float(np.quantile(good, 0.7)), float(good.min()) + 0.2)
         y = np.where(failed, cap, np.minimum(values, cap))
-        y = (y - y.mean()) / (y.std() + 1e-9)
+        unit = y.std() + 1e-9
+        y = (y - y.mean()) / unit
         factor = self._fit(rows[points], y)
         assert self._scales is not None
         weights = cho_solve((factor, True), y)
@@ -61,6 +69,7 @@ class Gp:
         z = (y.min() - mean) / deviation
         density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
         improvement = deviation * (z * ndtr(z) + density)
+        self._promises.append(float(improvement.max() * unit))
         return [int(candidates[i]) for i in np.argsort(-improvement, kind="stable")[:BATCH]]
 
     def _points(self, history: History) -> NDArray[np.int64]:

@@ -20,6 +20,10 @@ class Portfolio:
         self._restarted = 0          # at how many results
         self._tpe, self._gp, self._genetic = Tpe(seed), Gp(seed), Genetic(seed)
 
+    def promise(self, models: int) -> float:
+        """What the Gaussian process expects to gain."""
+        return self._gp.promise(models)
+
     def propose(self, history: History) -> int:
         """The number of a config that is not taken."""
         self._turn += 1

@@ -22,6 +22,7 @@ from .names import NAMES, Name
 from .portfolio import Portfolio
 from .tpe import Tpe
 
+STOP_RESULTS, STOP_STALE, STOP_MODELS = 60, 40, 5    # evidence before a search is called done
 RANDOM_FIRST = 16                    # before any model: one basin at the start misleads it
 
 
@@ -90,6 +91,18 @@ class PoolSampler(BaseSampler):
     def done(self) -> bool:
         """Whether every config of the pool was proposed or told."""
         return self._history.free == 0
+
+    def is_done_within(self, gain: float) -> bool:
+        """Whether the models expect less than this fraction of time from any untried config.
+
+        Only `portfolio` and `gp` have a model to ask; it must have said so five times running,
+        after 60 results, of which the last 40 brought nothing better.
+        """
+        history = self._history
+        if len(history.told) < STOP_RESULTS or history.since_best < STOP_STALE:
+            return False
+        return (isinstance(self._strategy, Gp | Portfolio)
+                and self._strategy.promise(STOP_MODELS) < -math.log1p(-gain))
 
     def given(self, trial: int) -> int:
         """The number in the pool of the config that an open trial was given."""

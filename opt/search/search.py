@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ...ops.space import Config, config_text
@@ -36,12 +37,13 @@ class Search:
             sampler = "portfolio"
         self._sampler = PoolSampler(pool, sampler, budget or UNKNOWN_BUDGET, seed, first)
         self.study = optuna.create_study(sampler=self._sampler)
+        self._limit = min(budget or len(pool), len(pool))
         self._open: dict[int, Any] = {}      # number of a config: Optuna's trial of it
         self._seen: set[int] = set()
 
     def ask(self) -> Config | None:
-        """The next config, or None when the pool is done."""
-        if len(self._seen) == len(self._pool):
+        """The next config, or None when the budget or the pool is done."""
+        if len(self._seen) >= self._limit:
             return None
         trial = self.study.ask(self._pool.distributions)
         # Optuna asks no sampler about a study that has nothing to vary.
@@ -49,6 +51,29 @@ class Search:
         self._open[i] = trial
         self._seen.add(i)
         return self._pool.configs[i]
+
+    def is_done_within(self, gain: float) -> bool:
+        """Whether the search's model expects less than this fraction of time to be gained yet."""
+        return self._sampler.is_done_within(gain)
+
+    def room(self) -> int:
+        """How many configs it will still propose at most."""
+        return self._limit - len(self._seen)
+
+    def has(self, config: Config) -> bool:
+        """Whether it asked for a config, or was told of it."""
+        return self._pool.index[config_text(config)] in self._seen
+
+    def wait(self) -> bool:
+        """Nobody else works on this search."""
+        return True
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody else decides about it."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def tell(self, config: Config, log_ratio: float | None) -> None:
         """The log of time over the default's time; None: it failed."""

@@ -11,6 +11,7 @@ default config otherwise, and from the plain torch reference where there is no c
 from .casts import (
     per_block_quant_fp8,
     per_token_group_quant_fp8,
+    per_token_group_quant_int8,
     silu_mul,
     silu_mul_quant_fp8,
     silu_mul_quant_fp8_masked,
@@ -19,17 +20,20 @@ from .casts import (
 from .gemm import (
     fp8_gemm_nt,
     gemm_nt,
+    int8_gemm_nt,
     m_grouped_gemm_nt_contiguous,
     m_grouped_gemm_nt_masked,
 )
 from .mla import mla_decode, mla_kv_append, mla_prefill
 from .moe import fused_moe, moe_route
 from .runtime import Runtime, use_runtime
+from .weights import convert_fp8_weight, per_block_quant_int8
 
 __version__ = "0.1.0"
 __all__ = [
-    "Runtime", "fp8_gemm_nt", "fused_moe", "gemm_nt", "m_grouped_gemm_nt_contiguous",
-    "m_grouped_gemm_nt_masked", "mla_decode", "mla_kv_append", "mla_prefill", "moe_route",
-    "per_block_quant_fp8", "per_token_group_quant_fp8", "silu_mul", "silu_mul_quant_fp8",
+    "Runtime", "convert_fp8_weight", "fp8_gemm_nt", "fused_moe", "gemm_nt", "int8_gemm_nt",
+    "m_grouped_gemm_nt_contiguous", "m_grouped_gemm_nt_masked", "mla_decode", "mla_kv_append",
+    "mla_prefill", "moe_route", "per_block_quant_fp8", "per_block_quant_int8",
+    "per_token_group_quant_fp8", "per_token_group_quant_int8", "silu_mul", "silu_mul_quant_fp8",
     "silu_mul_quant_fp8_masked", "use_runtime", "weight_dequant",
 ]

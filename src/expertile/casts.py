@@ -1,4 +1,4 @@
-"""Public FP8 casts and SiLU-and-multiply."""
+"""Public FP8 and int8 casts and SiLU-and-multiply."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from .custom_ops import custom_op
 _CAST = ("int group_size, float eps, bool column_major_scales, bool tma_aligned_scales, "
          "bool use_ue8m0) -> (Tensor, Tensor)")
 _per_token_group_quant = custom_op("per_token_group_quant_fp8", f"(Tensor x, {_CAST}")
+_per_token_group_quant_int8 = custom_op(
+    "per_token_group_quant_int8", "(Tensor x, int group_size, float eps) -> (Tensor, Tensor)")
 _silu_mul_quant = custom_op("silu_mul_quant_fp8", f"(Tensor x, {_CAST}")
 _silu_mul_quant_masked = custom_op("silu_mul_quant_fp8_masked",
                                    f"(Tensor x, Tensor masked_m, {_CAST}")
@@ -45,6 +47,33 @@ def per_token_group_quant_fp8(
     """
     q, s = _per_token_group_quant(x, group_size, eps, column_major_scales, tma_aligned_scales,
                                   use_ue8m0)
+    return q, s
+
+
+def per_token_group_quant_int8(x: Tensor, group_size: int | None = 128,
+                               eps: float = 1e-10) -> tuple[Tensor, Tensor]:
+    """Cast to int8 with one scale per token and group of columns, or per token.
+
+    s = max(amax, eps) / 127 and q = x / s to the nearest integer, ties to even, in float32 with
+    IEEE division: bit for bit the same on every target. The scales are those of vLLM's and
+    SGLang's functions of this name, and so is the rounding of their per_token_quant_int8; their
+    kernels by group cut fractions off instead, which doubles the error. -128 is never made. A
+    group with NaN or infinity has that scale and codes 0: all products with it are NaN.
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16; K need not be a multiple of group_size. A weight
+            [N, K] with group_size None is cast per output channel.
+        group_size: columns per scale; None = all of them (per token).
+        eps: the least amax, so that zeros do not divide by zero.
+
+    Returns:
+        q [..., K] int8 and s [..., ceil(K / group_size)] float32; x is about q * s.
+
+    Raises:
+        ValueError: x is not a float tensor, or group_size < 1.
+    """
+    group = max(x.shape[-1], 1) if group_size is None else group_size
+    q, s = _per_token_group_quant_int8(x, group, eps)
     return q, s
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import bench, check, db, demo, doctor, explain, run, tune, tune_replay
+from .commands import bench, check, collect, db, demo, doctor, explain, run, tune, tune_replay
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,6 +37,7 @@ tuner.command("replay")(tune_replay.replay)
 app.command("doctor")(doctor.doctor)
 app.add_typer(tuner, name="tune")
 app.command("check")(check.check)
+app.command("collect")(collect.collect)
 app.command("explain")(explain.explain)
 app.command("run")(run.run)
 app.command("demo")(demo.demo)

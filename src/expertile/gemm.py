@@ -31,15 +31,21 @@ _masked = _both("m_grouped_gemm_nt_masked", ", Tensor masked_m, int? expected_m"
 def gemm_nt(a: Operand, b: Operand, out: Tensor | None = None,
             out_dtype: torch.dtype | None = None,
             block_shape: tuple[int, int] = (128, 128)) -> Tensor:
-    """a @ b.T for plain or block-scaled FP8 operands, accumulated in float32.
+    """a @ b.T for plain or block-scaled FP8 or int8 operands, accumulated in float32.
+
+    int8 is symmetric: a value is code * scale. Two int8 operands are accumulated in int32, without
+    error, as far as one scale reaches.
 
     Args:
-        a: [M, K] float32 or bfloat16, or (q [M, K] e4m3, scale [M, ceil(K / block_k)] float32).
-        b: [N, K] float32 or bfloat16, or (q [N, K] e4m3, scale [ceil(N / block_n),
-            ceil(K / block_k)] float32). A plain `a` with a quantised `b` is weight-only FP8.
+        a: [M, K] float32 or bfloat16, or (q [M, K] e4m3 or int8, scale [M, ceil(K / block_k)]
+            float32).
+        b: [N, K] float32 or bfloat16, or (q [N, K] e4m3 or int8, scale [ceil(N / block_n),
+            ceil(K / block_k)] float32). A plain `a` with a quantised `b` is weight-only
+            quantisation (w8a16).
         out: where to write; contiguous [M, N] of out_dtype.
         out_dtype: float32 or bfloat16; by default a's dtype, bfloat16 for quantised a.
-        block_shape: rows of b and columns per scale.
+        block_shape: rows of b and columns per scale: (128, 128) is DeepSeek's, (1, K) one scale
+            for each output channel and for each token, (1, 128) one for each group of columns.
 
     Returns:
         [M, N] in out_dtype (`out` itself when given).
@@ -54,11 +60,26 @@ def fp8_gemm_nt(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor 
                 out_dtype: torch.dtype = torch.bfloat16,
                 block_shape: tuple[int, int] = (128, 128)) -> Tensor:
     """`gemm_nt` of two FP8 pairs, with DeepGEMM's name and defaults."""
-    for name, operand in (("a", a), ("b", b)):
-        if isinstance(operand, Tensor):
-            raise TypeError(f"fp8_gemm_nt needs {name} as a pair (q, scale), got a plain "
-                            f"{operand.dtype} tensor; gemm_nt takes plain tensors")
+    _need_pairs("fp8_gemm_nt", torch.float8_e4m3fn, a, b)
     return gemm_nt(a, b, out, out_dtype, block_shape)
+
+
+def int8_gemm_nt(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor | None = None,
+                 out_dtype: torch.dtype = torch.bfloat16,
+                 block_shape: tuple[int, int] | None = None) -> Tensor:
+    """`gemm_nt` of two int8 pairs (w8a8); by default with one scale per token and channel."""
+    _need_pairs("int8_gemm_nt", torch.int8, a, b)
+    return gemm_nt(a, b, out, out_dtype, block_shape or (1, max(b[0].shape[-1], 1)))
+
+
+def _need_pairs(name: str, codes: torch.dtype, *operands: Operand) -> None:
+    for which, operand in zip("ab", operands, strict=True):
+        if isinstance(operand, Tensor):
+            raise TypeError(f"{name} needs {which} as a pair (q, scale), got a plain "
+                            f"{operand.dtype} tensor; gemm_nt takes plain tensors")
+        if operand[0].dtype != codes:
+            raise TypeError(f"{name} needs {which} in {codes}, got {operand[0].dtype}; gemm_nt "
+                            "takes all kinds")
 
 
 def m_grouped_gemm_nt_contiguous(
@@ -121,8 +142,8 @@ def _call(name: str, both: tuple[Callable[..., Any], Callable[..., Any]], a: Ope
 
 def _split(operand: Operand, name: str) -> tuple[Tensor, Tensor | None]:
     if isinstance(operand, Tensor):
-        if operand.dtype == torch.float8_e4m3fn:
-            raise TypeError(f"{name} is float8_e4m3fn without scales; pass the pair (q, scale)")
+        if operand.dtype in (torch.float8_e4m3fn, torch.int8):
+            raise TypeError(f"{name} is {operand.dtype} without scales; pass the pair (q, scale)")
         return operand, None
     if not (isinstance(operand, tuple | list) and len(operand) == 2):
         raise TypeError(f"{name} must be a tensor or a pair (q, scale), got "

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from . import ops, settings, targets
+from .collect import collector_in
+from .ops.routing import name_of
 from .ops.space import config_text
 from .ops.spec import Args, Kernel, Operator, Outputs, Shape
 from .targets.base import BuildError, Target
@@ -25,7 +27,7 @@ log = logging.getLogger("expertile")
 _DEVICES = ("cpu", "cuda", "npu", "musa", "mlu", "gcu", "txda")   # torch's names
 _MEMO_LIMIT = 65_536                 # distinct call shapes remembered before starting over
 
-AnsweredBy = Literal["tuned", "default kept", "default", "reference"]
+AnsweredBy = Literal["tuned", "modelled", "default kept", "default", "reference"]
 Choice = tuple[dict[str, Any], AnsweredBy, str, str]     # config, who says so, tier, why
 
 
@@ -51,10 +53,12 @@ class Runtime:
         device: torch device type whose tensors are served ("cpu", "cuda", "npu", "musa" ...).
         db: a tuning database (path or URL) laid over the project's, the user's and the shipped one.
         threads: CPU threads of the kernels; by default all that the process may use.
+        routing: whose records are wanted: "uniform", "zipf-S", a recorded routing's name or the
+            file that `expertile collect` wrote. Where it has none, uniform ones answer.
     """
 
     def __init__(self, device: str = "cpu", db: str | Path | None = None,
-                 threads: int | None = None):
+                 threads: int | None = None, routing: str | None = None):
         if device not in _DEVICES:
             raise ValueError(f"device must be one of {', '.join(_DEVICES)}, got {device!r}")
         if threads is not None and threads < 1:
@@ -63,8 +67,10 @@ class Runtime:
         self._db = db
         self._threads = threads
         self._settings = settings.read()
+        self.routing = name_of(routing or self._settings.routing)
         self._by_shape: dict[tuple[Any, ...], Bound] = {}
         self._said: set[str] = set()
+        self._watch = collector_in(folder) if (folder := self._settings.collect_dir) else None
 
     @cached_property
     def target(self) -> Target | None:
@@ -72,8 +78,12 @@ class Runtime:
         family = targets.family_for(self.device)
         if family is None:
             return None
-        unit = {"unit": str(self._threads)} if self._threads and family == "cpu" else {}
-        return targets.load(family, cache_dir=self._settings.cache_dir, **unit)
+        options: dict[str, Any] = {"cache_dir": self._settings.cache_dir}
+        if self._threads and family == "cpu":
+            options["unit"] = str(self._threads)
+        if self._settings.cann_home and targets.takes(family, "cann_home"):
+            options["cann_home"] = self._settings.cann_home
+        return targets.load(family, **options)
 
     @cached_property
     def snapshot(self) -> Snapshot:
@@ -81,7 +91,7 @@ class Runtime:
         from .tuning_db.lookup import load_snapshot
 
         return load_snapshot(self._db or self._settings.db, user=self._settings.user_db,
-                             project=self._settings.project_db)
+                             project=self._settings.project_db, modelled=self._settings.modelled)
 
     def __call__(self, op: Operator, args: Args, out: Outputs | None = None) -> Outputs:
         """Run one operator into `out` (fresh if None); a wrong call raises before anything runs."""
@@ -93,6 +103,8 @@ class Runtime:
                 self._by_shape.clear()
             bound = self._by_shape[key] = self.bind(op, shape)
         bound.calls += 1
+        if self._watch is not None:
+            self._watch(op, shape, args)
         if out is None:
             out = op.empty(*args)
         try:
@@ -136,12 +148,12 @@ class Runtime:
     def _choices(self, op: Operator, shape: Shape) -> Iterator[Choice]:
         """Configs in the order in which they may answer, each with who says so, tier and why."""
         assert self.target is not None
-        answer = self.snapshot.answer(op, self.target, shape)
+        answer = self.snapshot.answer(op, self.target, shape, self.routing)
         default = self.target.space(op, shape).default()
         if answer.record is not None and answer.config is not None:
             kept = answer.record.decision == "default kept"
-            yield (dict(answer.config), "default kept" if kept else "tuned", answer.tier,
-                   answer.why)
+            by: AnsweredBy = "tuned" if not answer.record.is_modelled else "modelled"
+            yield dict(answer.config), "default kept" if kept else by, answer.tier, answer.why
             if answer.config == default:
                 return
         yield default, "default", "none", answer.why

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+COLLECT = "EXPERTILE_COLLECT"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,6 +21,10 @@ class Settings:
     user_db: Path                    # where `expertile tune` writes by default
     cache_dir: Path                  # EXPERTILE_CACHE_DIR: compiled kernels, measured limits
     worker_python: str | None        # EXPERTILE_WORKER_PYTHON: has the vendor's torch and triton
+    cann_home: str | None            # ASCEND_HOME_PATH or ASCEND_TOOLKIT_HOME, as set_env.sh sets
+    collect_dir: Path | None         # EXPERTILE_COLLECT: where processes write the calls they saw
+    modelled: bool                   # EXPERTILE_MODELLED=serve: modelled records answer too
+    routing: str                     # EXPERTILE_ROUTING: whose records are wanted; "uniform"
     disabled: bool                   # EXPERTILE_DISABLE=1: every operator is the torch reference
 
 
@@ -39,5 +45,9 @@ def read() -> Settings:
         user_db=data / "tuning.sqlite",
         cache_dir=_directory("EXPERTILE_CACHE_DIR", "XDG_CACHE_HOME", ".cache"),
         worker_python=os.environ.get("EXPERTILE_WORKER_PYTHON"),
+        cann_home=os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"),
+        collect_dir=Path(collect) if (collect := os.environ.get(COLLECT)) else None,
+        modelled=os.environ.get("EXPERTILE_MODELLED", "") == "serve",
+        routing=os.environ.get("EXPERTILE_ROUTING") or "uniform",
         disabled=os.environ.get("EXPERTILE_DISABLE", "") not in ("", "0"),
     )

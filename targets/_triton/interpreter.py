@@ -60,6 +60,12 @@ def _round(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return wide.to(dtype)
 
 
+def _bits_of(values: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """As the interpreter holds types that NumPy lacks: unsigned integers."""
+    size = values.element_size()
+    return values.view(_BITS[size]).numpy().view(f"uint{8 * size}").reshape(shape)
+
+
 def _patch() -> None:
     from triton._C.libtriton import ir
     from triton.runtime import interpreter
@@ -72,9 +78,7 @@ def _patch() -> None:
     def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
         if source not in types or target not in types or rounding == ir.ROUNDING_MODE.RTZ:
             return original(data, source, target, rounding)
-        out = _round(_as_torch(data, types[source]), types[target])
-        size = out.element_size()
-        return out.view(_BITS[size]).numpy().view(f"uint{8 * size}").reshape(np.shape(data))
+        return _bits_of(_round(_as_torch(data, types[source]), types[target]), np.shape(data))
 
     def wide(handle: Any) -> Any:
         scalar = handle.dtype.scalar
@@ -86,7 +90,15 @@ def _patch() -> None:
         product = np.matmul(wide(a), wide(b), dtype=d.data.dtype)
         return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
+    def from_integers(self: Any, handle: Any, target: Any) -> Any:
+        if target.scalar not in small:           # out of the box, 3 becomes the bits 0x0003
+            return self.cast_impl(handle, target)
+        out = _round(torch.from_numpy(handle.data.astype(np.float32)), types[target.scalar])
+        return interpreter.TensorHandle(_bits_of(out, handle.data.shape), target.scalar)
+
     interpreter._convert_float = convert
+    interpreter.InterpreterBuilder.create_si_to_fp = from_integers
+    interpreter.InterpreterBuilder.create_ui_to_fp = from_integers
     interpreter.InterpreterBuilder.create_dot = create_dot
     _mend_index(interpreter)
     _mend_fnuz(interpreter)

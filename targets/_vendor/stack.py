@@ -113,13 +113,14 @@ def _properties(active: Any) -> Mapping[str, Any]:
     return {}
 
 
-def worker(python: str | None) -> Child:
+def worker(python: str | None, env: Mapping[str, str] | None = None) -> Child:
     """A process of the stack's interpreter (ours if None) which finds our package.
 
-    No memory limit: drivers reserve far more address space than memory.
+    `env` are variables besides ours. No memory limit: drivers reserve far more address space than
+    memory.
     """
     path = os.pathsep.join([_PACKAGE_FOLDER, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return Child(0, python or sys.executable, {"PYTHONPATH": path})
+    return Child(0, python or sys.executable, {**(env or {}), "PYTHONPATH": path})
 
 
 def ask(child: Child, python: str, backend: str, torch_module: str, torch_device: str,

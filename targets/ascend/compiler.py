@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -73,41 +73,51 @@ def unusable() -> str | None:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """How a program ended."""
 
     status: int | None               # negative: the signal; None: it ran past its time
     output: str
 
 
-def run_tool(tool: str, arguments: list[str], timeout_s: float, memory_gb: float) -> _Run:
-    """Run a program of the package with limits and without address randomisation.
+def run_tool(tool: str, arguments: list[str], timeout_s: float, memory_gb: float) -> Run:
+    """Run a program of the package; it finds no other than the package's.
 
-    With randomised addresses the order of regions in the workspace of a mix kernel changes from
-    run to run (docs/facts.md): the text would have another hash each time.
+    A hivmc found by chance would change flags and text.
     """
     path = tool_path(tool)
     assert path is not None, "ask unusable() first"
+    return run_program(path, arguments, timeout_s, memory_gb, (path.parent,))
+
+
+def run_program(path: Path, arguments: list[str], timeout_s: float, memory_gb: float,
+                search: Sequence[Path], inherit: bool = False) -> Run:
+    """Run a program with limits, without address randomisation; `search` is its PATH.
+
+    With `inherit` it stands before ours, and the rest of our environment goes along.
+    With randomised addresses the order of regions in the workspace of a mix kernel changes from
+    run to run (docs/facts.md): the text would have another hash each time.
+    """
     libc = ctypes.CDLL(None)         # opened here: nothing may be allocated between fork and exec
     limit = int(memory_gb * 2**30)
+    folders = [*map(str, search), *os.get_exec_path()] if inherit else map(str, search)
+    env = {**(os.environ if inherit else {}), "PATH": os.pathsep.join(folders)}
 
     def prepare() -> None:
         libc.personality(_ADDR_NO_RANDOMIZE)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    # No PATH but the package: a hivmc found by chance would change flags and text.
     process = subprocess.Popen(
         [str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, env={"PATH": str(path.parent)}, preexec_fn=prepare,
-        start_new_session=True)
+        stdin=subprocess.DEVNULL, env=env, preexec_fn=prepare, start_new_session=True)
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return _Run(None, "")
-    return _Run(process.returncode, output.decode(errors="replace"))
+        return Run(None, "")
+    return Run(process.returncode, output.decode(errors="replace"))
 
 
 def compile_module(module: str, device: Device, flags: Mapping[str, str] | None = None,
@@ -132,10 +142,8 @@ def compile_module(module: str, device: Device, flags: Mapping[str, str] | None 
             timeout_s, memory_gb)
         built = Path(scratch) / "module.hivm.opt.mlir"
         text = built.read_text() if built.is_file() else ""
-    if run.status is None:
-        return Refused(f"the compiler ran longer than {timeout_s:g} s and was killed", "timeout")
-    if run.status < 0 or not text:
-        return _refusal(run, memory_gb)
+    if run.status is None or run.status < 0 or not text:
+        return refusal(run, timeout_s, memory_gb)
     fallbacks = tuple(_FALLBACK.findall(run.output))
     if fallbacks and not fallback:
         return Refused(f"compiled only after a fallback: {'; '.join(fallbacks)}", "illegal")
@@ -146,20 +154,23 @@ def compile_module(module: str, device: Device, flags: Mapping[str, str] | None 
         return Refused(f"the compiler's module could not be read: {e}", "build_error")
 
 
-def _refusal(run: _Run, memory_gb: float) -> Refused:
+def refusal(run: Run, timeout_s: float, memory_gb: float) -> Refused:
     """Name the reason of a compile that left no module."""
+    if run.status is None:
+        return Refused(f"the compiler ran longer than {timeout_s:g} s and was killed", "timeout")
     if overflows := _OVERFLOW.findall(run.output):   # of several tries the last asks the least
         space, need, have = overflows[-1]
-        return Refused(f"{space} overflow: needs {need} of {have} bits", "illegal", space,
+        said = {"cc": "L0C", "cbuf": "L1"}.get(space, space)
+        return Refused(f"{said} overflow: needs {need} of {have} bits", "illegal", space,
                        int(need), int(have))
     if any(sign in run.output.lower() for sign in _NO_MEMORY):
         return Refused("the compiler ran out of its memory limit", "oom")
     errors = [e for e in _ERROR.findall(run.output) if not e.startswith(_EXPECTED)]
     said = [line for line in run.output.strip().splitlines() if not _STACK.match(line)]
     how = errors[0] if errors else " | ".join(said[-2:]) or "no output"
-    if run.status is not None and run.status < 0 and not said and memory_gb < _START_GB:
+    if run.status < 0 and not said and memory_gb < _START_GB:
         return Refused("the memory limit does not let the compiler start", "oom")
-    if run.status is not None and run.status < 0:
+    if run.status < 0:
         return Refused(f"the compiler died ({signal.Signals(-run.status).name}): {how}",
                        "build_error")
     return Refused(f"the compiler refused: {how}", "build_error")

@@ -6,12 +6,14 @@ import ctypes
 import mmap
 import re
 import struct
+from functools import lru_cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 _PROT_NONE = 0
+_ENGINES = 8                         # a few hundred kB of machine code each
 _FLOAT = re.compile(r"\b(?P<type>double|float|half|bfloat)\b"
                     r"|(?<![\w.%@\"])(?P<value>-?\d+\.\d+(?:e[+-]\d+)?|[+-]inf|f0x[0-9A-F]+)"
                     r"(?![\w\"])")
@@ -89,20 +91,26 @@ class _Memref(ctypes.Structure):
                 ("offset", ctypes.c_int64), ("size", ctypes.c_int64), ("stride", ctypes.c_int64)]
 
 
-def run_programs(ir_path: str, name: str, arguments: list[dict[str, Any]],
-                 grid: list[int]) -> str:
-    """Compile LLVM IR, run it once for each program id, write the arrays back; in a child."""
+@lru_cache(maxsize=_ENGINES)
+def _compiled(llvm_ir: str) -> Any:
+    """The JIT's engine for a module; an operator's cases run one kernel many times."""
     llvm: Any = import_module("llvmlite.binding")    # it has no type stubs
-
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(Path(ir_path).read_text())
+    module = llvm.parse_assembly(llvm_ir)
     # No passes over the IR: they took 3.1 s for a kernel of a dozen vector steps, and the test
     # shapes are done in less without (docs/facts.md).
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
+    return engine
+
+
+def run_programs(ir_path: str, name: str, arguments: list[dict[str, Any]],
+                 grid: list[int]) -> str:
+    """Compile LLVM IR, run it once for each program id, write the arrays back; in a child."""
+    engine = _compiled(Path(ir_path).read_text())
     arrays = {a["path"]: _Array(Path(a["path"]).read_bytes()) for a in arguments if "path" in a}
     spare = _Array(b"")
     values: list[Any] = [ctypes.byref(_Memref(spare.address, spare.address, 0, 0, 1))

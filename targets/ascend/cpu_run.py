@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -65,8 +65,12 @@ def _runner() -> Child:
     return Child(_MEMORY_GB)
 
 
+@lru_cache(maxsize=64)
 def build(module: str) -> CpuKernel:
-    """Lower a module for this CPU; BuildError says what stands in the way."""
+    """Lower a module for this CPU; BuildError says what stands in the way.
+
+    Kept by text: configs that differ in the compiler's flags alone are one kernel here.
+    """
     if why := unusable():
         raise BuildError(why, "build_error")
     head = _HEAD.search(module)

@@ -78,6 +78,7 @@ def _devices() -> dict[str, Device]:
 
 DEVICES: Mapping[str, Device] = _devices()
 
+_INI = "cube_freq of CANN's platform_config/Ascend{}.ini, as public repositories quote it"
 # Notes of owners, not Huawei's data sheet; other pages disagree (400 GB/s, 1.2 TB/s). None was
 # found for the other parts, nor for L2, GM to UB, the vector unit or the 950.
 _PEAKS: Mapping[str, Mapping[str, Figure]] = {
@@ -88,7 +89,10 @@ _PEAKS: Mapping[str, Mapping[str, Figure]] = {
         "bandwidth": Figure(
             1638.4, "GB/s", "4 HBM2e stacks x 409.6 GB/s, two independent public notes; "
             "ascend-dmi is said to measure 1538-1540", "reported"),
+        "clock": Figure(1.8, "GHz", "npu-smi in the same public benchmark script", "reported"),
     },
+    "Ascend910B1": {"clock": Figure(1.85, "GHz", _INI.format("910B1"), "documented")},
+    "Ascend910B4": {"clock": Figure(1.5, "GHz", _INI.format("910B4"), "documented")},
 }
 
 

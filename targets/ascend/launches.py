@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .target import AscendTarget
 
 
+_SMALL = 256 << 20                   # bytes of a tensor that a recorded call may really have
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel launch."""
@@ -70,7 +73,7 @@ def _for_device(program: Any, flags: tuple[tuple[str, str], ...], npu: Device
     emitted = emit(program, "device")
     made = compile_module(emitted.text, npu, dict(flags))
     if not isinstance(made, Artifact):
-        raise BuildError(f"{emitted.name}: {made.reason}", "illegal")
+        raise BuildError(f"{emitted.name}: {made.reason}", made.status)
     return made, emitted.written
 
 
@@ -107,10 +110,15 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(-1).view(torch.uint8)
 
 
-def record(target: AscendTarget, op: Operator, shape: Shape, config: Config) -> tuple[Launch, ...]:
-    """The launches of one call, on meta tensors."""
+def record(target: AscendTarget, op: Operator, shape: Shape, config: Config,
+           known: Mapping[int, Tensor] | None = None) -> tuple[Launch, ...]:
+    """The launches of one call, on tensors without data but for those in `known`, by position."""
     found: list[Launch] = []
     args = op.signature(shape)
+    if known is not None:            # small ones stand where these do: no operation mixes the two
+        args = tuple(known[i] if i in known else torch.empty_like(a, device="cpu")
+                     if isinstance(a, Tensor) and a.numel() * a.element_size() <= _SMALL else a
+                     for i, a in enumerate(args))
     kernel = target.recording(found).build_kernel(op, shape, config)
     kernel(*args, out=op.empty(*args))
     return tuple(found)

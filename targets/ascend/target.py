@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
 from .. import examination
 from ..base import Evidence, Examined, Figure, FromLowering, Recipe, Verdict
+from ..child import Child
 from . import examine
 from .compiler import compiler_version, unusable
 from .devices import Device, aliases
 from .launches import Launch, emulate, record, simulate_on
+from .runtime.open import Here, open_card
 
-Mode = Literal["compile", "emulate", "simulate"]
+if TYPE_CHECKING:
+    from .runtime.card import Card
+    from .verify import Verified
+
+Mode = Literal["compile", "emulate", "simulate", "device"]
 
 
 @cache
@@ -37,6 +43,7 @@ class AscendTarget(FromLowering):
 
     "emulate" runs the MLIR that the compiler gets: it says what a kernel computes, nothing of the
     device. "simulate" runs what the compiler made of it, address by address (910B, small shapes).
+    "device" runs kernels on a card of this machine.
     """
 
     npu: Device
@@ -44,6 +51,7 @@ class AscendTarget(FromLowering):
     cache_dir: Path
     name: str = "ascend"
     lang: str = "ascend"
+    here: Here | None = None         # the card, in mode "device"
     recorded: list[Launch] | None = field(default=None, compare=False)
 
     @property
@@ -61,6 +69,8 @@ class AscendTarget(FromLowering):
     @property
     def torch_device(self) -> str:
         """Where tensors must live."""
+        if self.here is not None:
+            return self.here.torch_device
         return "meta" if self.mode == "compile" else "cpu"
 
     @property
@@ -105,18 +115,23 @@ class AscendTarget(FromLowering):
 
     def toolchain(self) -> dict[str, str]:
         """Versions that change the generated text."""
-        return {"ascendnpu-ir": compiler_version(), "tvm": tvm_version(), "hivmc": "absent"}
+        hivmc = "absent" if self.here is None else f"CANN {self.here.version}"
+        return {"ascendnpu-ir": compiler_version(), "tvm": tvm_version(), "hivmc": hivmc}
 
     def available(self) -> str | None:
         """Why no kernel runs here and what to do about it."""
         if find_spec("tvm") is None:
             return "TVM is not installed; run: pip install 'expertile[ascend]'"
+        if self.here is not None:
+            return None
         return unusable() or (
             f"no kernel can run on {self.npu.name} here: kernels are compiled to the input of "
-            "CANN's hivmc; on a machine with the device, CANN finishes them")
+            "CANN's hivmc; on a machine with the card and CANN, npu:0 runs them")
 
     def evidence(self) -> Evidence:
-        """Lowered and accepted by the device's compiler, never run on a device."""
+        """Timed where the card is, else lowered and accepted by the device's compiler."""
+        if self.here is not None and find_spec("tvm") is not None:
+            return "L4 timed"
         ready = find_spec("tvm") is not None and unusable() is None
         return "L1 lowered" if ready else "L0 described"
 
@@ -143,6 +158,8 @@ class AscendTarget(FromLowering):
             emulate(made)
         elif self.mode == "simulate":
             simulate_on(made, self.npu)
+        elif self.here is not None:
+            self.card.launch(made)
         else:
             raise ValueError(self.available())
 
@@ -159,20 +176,51 @@ class AscendTarget(FromLowering):
         path = examine.path_of(self, op, shape, config)
         found = examination.load(path)
         if found is None:
-            found = examine.examine_here(self, op, shape, config)
+            found = self._examine_now(op, shape, config)
             examination.keep(path, found)
         return found
+
+    def _examine_now(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        if self.here is None:
+            return examine.examine_here(self, op, shape, config)
+        from .runtime.prepare import examined
+
+        seen = examine.examine_here(self, op, shape, config) if unusable() is None else None
+        return examined(seen, self.launches(op, shape, config), self.npu, self.card.tools,
+                        self.cache_dir)
 
     def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
         """What the compiler says of a config, and the memory plan; kept on disk."""
         found = examination.load(examine.path_of(self, op, shape, config))
         return found or examination.in_child(self, op, shape, config)
 
+    def verify(self, op: Operator, shape: Shape, config: Config) -> Verified:
+        """Take a config through the gates that a record of it must pass (verify.py)."""
+        from .verify import verify
+
+        return verify(self, op, shape, config)
+
     def recipe(self) -> Recipe:
-        """How a child process makes this target again."""
-        return (f"{__package__}:target", {"unit": self.npu.name, "mode": self.mode,
-                                          "cache_dir": str(self.cache_dir)})
+        """How a child process makes this target again; only one that launches uses the card."""
+        made = {"unit": self.npu.name, "mode": self.mode, "cache_dir": str(self.cache_dir)}
+        if self.here is not None:
+            made |= {"unit": f"npu:{self.here.index}", "soc": self.npu.name,
+                     "cann_home": str(self.here.home)}
+        return f"{__package__}:target", made
+
+    def worker(self, memory_gb: float) -> Child:
+        """Without a memory limit where a driver reserves addresses."""
+        return Child(memory_gb if self.here is None else 0)
+
+    @cached_property
+    def card(self) -> Card:
+        """The card, ready to launch."""
+        if self.here is None:
+            raise ValueError(self.available())
+        return open_card(self.here, self.cache_dir)
 
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
-        """No clock of an NPU is here: emulation says nothing of its speed."""
+        """Device time with a cold L2, on a card: emulation says nothing of its speed."""
+        if self.here is not None:
+            return self.card.time_us(fn, inner)
         raise ValueError(f"{self.npu.name} cannot be timed here: {self.available()}")

@@ -110,8 +110,8 @@ class CpuTarget(FromLowering):
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""
-        return (f"{__name__}:target", {"unit": str(self.threads), "cache_dir": str(self.cache_dir),
-                                       "arch": self.arch})
+        return (f"{__name__}:target", {"unit": f"{self.arch}:{self.threads}",
+                                       "cache_dir": str(self.cache_dir)})
 
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
         """Wall time of one of `inner` calls in a row, in microseconds."""
@@ -121,16 +121,39 @@ class CpuTarget(FromLowering):
         return (time.perf_counter_ns() - start) / inner / 1e3
 
 
-def target(unit: str = "", cache_dir: str | Path | None = None,
-           arch: str | None = None) -> CpuTarget:
-    """This CPU; `unit` is a thread count ("cpu:1"), by default all that the process may use."""
-    threads = int(unit) if unit.isdigit() and int(unit) else 0
-    if unit and not threads:
-        raise ValueError(f"cpu:N takes a number of threads N >= 1, got 'cpu:{unit}'")
+def knows(device: str) -> bool:
+    """Whether a bare name is a feature level, perhaps with threads: "aarch64-dotprod:4"."""
+    return device.partition(":")[0] in LEVELS
+
+
+def target(unit: str = "", cache_dir: str | Path | None = None, arch: str | None = None,
+           emulate: bool = False) -> CpuTarget:
+    """This CPU, or a feature level to compile for.
+
+    Args:
+        unit: a thread count ("2"), a level ("x86-avx2"), or both ("aarch64-dotprod:4"); by default
+            this machine's level and all the threads that the process may use.
+        cache_dir: where compiled kernels are kept.
+        arch: the level, instead of in `unit`.
+        emulate: run what is compiled for another machine under qemu: for numbers, not for times.
+    """
     if cache_dir is None:
         from platformdirs import user_cache_path
 
         cache_dir = user_cache_path("expertile")
-    if arch is not None and arch not in LEVELS:
+    level, _, count = unit.rpartition(":")
+    if count in LEVELS:
+        level, count = count, ""
+    arch = arch or level or host_arch()
+    if arch not in LEVELS:
         raise ValueError(f"unknown CPU level {arch!r}; there are {', '.join(LEVELS)}")
-    return CpuTarget(threads or len(sched_getaffinity(0)), Path(cache_dir), arch or host_arch())
+    threads = int(count) if count.isdigit() else 0
+    if count and not threads:
+        raise ValueError(f"cpu:N takes a number of threads N >= 1, cpu:LEVEL one of "
+                         f"{', '.join(LEVELS)}, got 'cpu:{unit}'")
+    made = threads or len(sched_getaffinity(0)), Path(cache_dir), arch
+    if emulate:
+        from .emulated import EmulatedCpu
+
+        return EmulatedCpu(*made)
+    return CpuTarget(*made)

@@ -16,6 +16,7 @@ from ...ops.space import Config
 from ...ops.spec import Shape
 from ..base import Artifact, BuildError
 from ..child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from .cross import linker
 
 if TYPE_CHECKING:
     from . import CpuTarget
@@ -88,7 +89,8 @@ def build_artifact(arch: str, threads: int, cache_dir: str, op_name: str, static
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / "kernel.so"
         with tvm.transform.PassContext(opt_level=3, disabled_pass=list(DISABLED_PASSES)):
-            tvm.compile(tvm.IRModule(functions), target=llvm).export_library(str(built))
+            tvm.compile(tvm.IRModule(functions), target=llvm).export_library(
+                str(built), fcompile=linker(target.level))
         digest = Path(scratch) / "digest"
         digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         os.replace(built, path)
@@ -114,11 +116,15 @@ def use_threads(threads: int) -> None:
 class _Module:
     """A loaded artifact; the TVM pool has the target's threads from then on."""
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, amx: bool):
+        import torch
         import tvm
 
         self._module: Any = tvm.runtime.load_module(str(path))
         use_threads(threads)
+        if amx and not torch.cpu._init_amx():    # the kernel's leave to use the tile registers
+            raise RuntimeError("the operating system does not let this process use AMX; take a "
+                               "level without it, such as cpu:x86-avx512-bf16")
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = self._module[name]
@@ -126,17 +132,38 @@ class _Module:
 
 
 @cache
-def _loaded(path: Path, threads: int) -> _Module:
-    return _Module(path, threads)
+def _loaded(path: Path, threads: int, amx: bool) -> _Module:
+    return _Module(path, threads, amx)
+
+
+class _Foreign:
+    """An artifact for another machine: there to be looked at and shipped, not to be called."""
+
+    def __init__(self, path: Path, arch: str):
+        self._path, self._arch = path, arch
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        def refuse(*args: Any) -> None:
+            raise RuntimeError(f"{self._path} holds {self._arch} code, which this machine cannot "
+                               "run; emulate it with targets.load('cpu', arch=..., emulate=True)")
+        return refuse
 
 
 def load_or_build(target: CpuTarget, op_name: str, static: Shape, config: Config) -> Artifact:
     """The artifact's functions; a damaged cache entry is built again."""
+    path = built(target, op_name, static, config)
+    if not target.level.runs_here():
+        return _Foreign(path, target.arch)
+    return _loaded(path, target.threads, "amx" in target.dots)
+
+
+def built(target: CpuTarget, op_name: str, static: Shape, config: Config) -> Path:
+    """The artifact's file: from the disk cache, else made in a child, or here without isolation."""
     if target.isolate:
-        return _loaded(build_in_child(target, op_name, static, config), target.threads)
+        return build_in_child(target, op_name, static, config)
     path = artifact_path(target, op_name, static, config)
     if not is_sound(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         build_artifact(target.arch, target.threads, str(target.cache_dir), op_name, dict(static),
                        dict(config))
-    return _loaded(path, target.threads)
+    return path

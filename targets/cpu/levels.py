@@ -20,18 +20,30 @@ class Level:
     mattr: tuple[str, ...] = ()      # LLVM features beyond mcpu
     dots: tuple[str, ...] = ()       # vnni: u8 x s8; bf16: pairs; amx: tiles; sdot: s8 x s8
     needs: tuple[str, ...] = ()      # what torch.cpu.get_capabilities() must say
-    triple: str = ""                 # to compile for it elsewhere
+    emulated: str = ""               # qemu's name of a CPU that has this level and no better one
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this machine is of the kind, whatever its features."""
+        return platform.machine() in (self.machine, _ALSO.get(self.machine))
+
+    @property
+    def triple(self) -> str:
+        """What compiles and links for it elsewhere."""
+        return f"{self.machine}-linux-gnu"
 
     def llvm(self, threads: int) -> dict[str, Any]:
         """TVM's description of a target of this level."""
         kind: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu, "num-cores": threads}
         if self.mattr:
             kind["mattr"] = list(self.mattr)
+        if not self.is_ours:
+            kind["mtriple"] = self.triple
         return kind
 
     def runs_here(self) -> bool:
         """Whether this machine has all of it."""
-        if platform.machine() not in (self.machine, _ALSO.get(self.machine)):
+        if not self.is_ours:
             return False
         has = _capabilities()
         return all(has.get(name, False) for name in self.needs)
@@ -40,24 +52,26 @@ class Level:
 _ALSO = {"aarch64": "arm64", "x86_64": "AMD64"}
 _AVX2 = ("avx2", "fma3", "f16c", "bmi2")
 _V4 = (*_AVX2, "avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl")
-_VNNI, _BF16 = (*_V4, "avx512_vnni"), (*_V4, "avx512_vnni", "avx512_bf16")
-_ARM = "aarch64-linux-gnu"
+_VNNI = (*_V4, "avx512_vnni")
+_BF16 = (*_VNNI, "avx512_bf16", "avx512_vbmi")   # all that have BF16 but Cooper Lake have VBMI
 
 # Best first within a machine: the first that runs here is the host's.
 LEVELS = {
     "x86-amx": Level("x86_64", "x86-64-v4", 16,
-                     ("+avx512vnni", "+avx512bf16", "+amx-tile", "+amx-int8", "+amx-bf16"),
+                     ("+avx512vnni", "+avx512bf16", "+avx512vbmi", "+amx-tile", "+amx-int8",
+                      "+amx-bf16"),
                      ("vnni", "bf16", "amx"), (*_BF16, "amx_tile", "amx_int8", "amx_bf16")),
-    "x86-avx512-bf16": Level("x86_64", "x86-64-v4", 16, ("+avx512vnni", "+avx512bf16"),
-                             ("vnni", "bf16"), _BF16),
+    "x86-avx512-bf16": Level("x86_64", "x86-64-v4", 16,
+                             ("+avx512vnni", "+avx512bf16", "+avx512vbmi"), ("vnni", "bf16"),
+                             _BF16),
     "x86-avx512-vnni": Level("x86_64", "x86-64-v4", 16, ("+avx512vnni",), ("vnni",), _VNNI),
     "x86-avx512": Level("x86_64", "x86-64-v4", 16, (), (), _V4),
     "x86-avx2": Level("x86_64", "x86-64-v3", 8, (), (), _AVX2),
     "x86": Level("x86_64", "x86-64-v2", 4),
     # ARMv8.2 with the dot products and float16 arithmetic that Kunpeng 920 and Graviton 2 have
     "aarch64-dotprod": Level("aarch64", "generic", 4, ("+v8.2a", "+dotprod", "+fullfp16"),
-                             ("sdot",), ("dot", "fp16_arith"), _ARM),
-    "aarch64": Level("aarch64", "generic", 4, triple=_ARM),
+                             ("sdot",), ("dot", "fp16_arith"), "neoverse-n1"),
+    "aarch64": Level("aarch64", "generic", 4, emulated="cortex-a72"),
 }
 
 

@@ -103,6 +103,13 @@ def test_misuse_states_the_rule_and_the_values() -> None:
     bad(lambda: et.gemm_nt(x, w[:, :200]), ValueError, "200")
     bad(lambda: et.gemm_nt(x, q), TypeError, "pair")
     bad(lambda: et.fp8_gemm_nt(x, (q, s)), TypeError, "pair")  # type: ignore[arg-type]
+    bad(lambda: et.int8_gemm_nt((q, s), (q, s)), TypeError, "int8, got torch.float8_e4m3fn")
+    bad(lambda: et.per_token_group_quant_int8(x, group_size=0), ValueError, "group_size")
+    bad(lambda: et.convert_fp8_weight(w, s), TypeError, "float8_e4m3fn")
+    bad(lambda: et.convert_fp8_weight(q, s[:, :1]), ValueError, r"must be \[1, 2\]")
+    bad(lambda: et.convert_fp8_weight(q, s, to="fp4"), ValueError, "fp4")  # type: ignore[arg-type]
+    bad(lambda: et.per_block_quant_int8(w, (0, 128)), ValueError, "at least")
+    bad(lambda: et.fused_moe(x, w[None], w[None], x, x, use_int8_w8a8=True), TypeError, "int8")
     bad(lambda: et.gemm_nt(x, w, out=torch.empty(3, 4)), ValueError, "out must be")
     bad(lambda: et.gemm_nt(x, (q, s[:, :1])), ValueError, "scale")
     bad(lambda: et.moe_route(torch.randn(2, 6), top_k=7), ValueError, "top_k")

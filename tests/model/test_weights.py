@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import expertile as et
 from expertile.model.config import ModelConfig
-from expertile.model.weights import Checkpoint
+from expertile.model.llm import LLM
+from expertile.model.weights import Checkpoint, Fp8As
 
-from .conftest import Checkpoints
+from .conftest import Checkpoints, Models
 from .oracle import BLOCK, VARIANTS, quantized, random_tensors, write
 
 _CONFIG: dict[str, Any] = VARIANTS["v3"]
@@ -53,6 +55,53 @@ def test_fp8_experts_are_padded_to_whole_blocks(checkpoint: Checkpoints) -> None
     assert (w1.shape, s1.shape) == ((16, 256, 256), (16, 2, 2))      # I = 96, padded to 128
     assert (w2.shape, s2.shape) == ((16, 256, 128), (16, 2, 1))
     assert not w1[:, 96:128].float().any() and not w2[..., 96:].float().any()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_fp8_weights_become_bf16(checkpoint: Checkpoints, dtype: torch.dtype | None) -> None:
+    path = checkpoint("v3", "float").path
+    files = Checkpoint(path, ModelConfig.from_dir(path), dtype, fp8_as="bf16")
+    w1, w2 = files.experts("model.layers.1.mlp.experts")
+    o_proj = files.operand("model.layers.0.self_attn.o_proj.weight")
+    assert all(isinstance(w, Tensor) and w.dtype == (dtype or torch.bfloat16)
+               for w in (w1, w2, o_proj))
+    assert (w1.shape, w2.shape) == ((16, 192, 256), (16, 256, 96))   # nothing to pad for
+    (q, s), _ = opened(path).experts("model.layers.1.mlp.experts")
+    want = et.convert_fp8_weight(q, s, (BLOCK, BLOCK), "bf16")
+    assert torch.equal(w1[:, :96].float(), want[:, :96].float())
+    assert torch.equal(w1[:, 96:].float(), want[:, 128:224].float())
+
+
+def test_fp8_weights_become_int8_with_a_scale_per_row_and_block(checkpoint: Checkpoints) -> None:
+    path = checkpoint("v3", "float").path
+    files = Checkpoint(path, ModelConfig.from_dir(path), fp8_as="int8")
+    assert files.block == (1, BLOCK)
+    (w1, s1), (w2, s2) = files.experts("model.layers.1.mlp.experts")
+    assert w1.dtype == w2.dtype == torch.int8
+    assert (w1.shape, s1.shape) == ((16, 256, 256), (16, 256, 2))    # I = 96, padded to 128
+    assert (w2.shape, s2.shape) == ((16, 256, 128), (16, 256, 1))
+    assert not w1[:, 96:128].any() and not w2[..., 96:].any() and not s1[:, 96:128].any()
+    assert s1.isfinite().all() and s2.isfinite().all()
+    (q, s), _ = opened(path).experts("model.layers.1.mlp.experts")
+    want, scale = et.convert_fp8_weight(q[3], s[3], (BLOCK, BLOCK), block_shape=(1, BLOCK))
+    assert torch.equal(w1[3], want) and torch.equal(s1[3, :96], scale[:96])
+    with pytest.raises(ValueError, match="'as-is', 'int8' or 'bf16', got 'int4'"):
+        Checkpoint(path, files.config, fp8_as="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["int8", "bf16"])
+def test_converted_weights_give_nearly_the_same_logits(checkpoint: Checkpoints, load: Models,
+                                                       weights: Fp8As) -> None:
+    """Both forms of attention: the absorbed one takes kv_b dequantised.
+
+    Weights are random, so a token whose experts are nearly tied may take another one.
+    """
+    ids = torch.arange(40).view(2, 20) * 7 % 250
+    want = load("v3", "float").logits(ids)
+    model = LLM(checkpoint("v3", "float").path, page_size=16, weights=weights)
+    for prefill in (None, 15):
+        got = model.logits(ids, prefill=prefill)
+        assert 1e-6 < float((got - want).norm() / want.norm()) < 0.1
 
 
 def test_scales_may_be_stored_as_e8m0(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from expertile import ops
+from expertile.ops.models import Load, preset
 
 from .ascend_cases import C220, C310, drawn, examined, first_mismatch, need_tools, v3
 
@@ -29,6 +31,29 @@ def test_quantised_operands(device: str) -> None:
     assert (why := first_mismatch(device, "gemm_nt", shape)) is None, why
 
 
+@pytest.mark.parametrize(("device", "name", "at"), (
+    (C220, "gemm_nt", 7), (C310, "gemm_nt", 8), (C220, "gemm_nt", 9),
+    (C310, "m_grouped_gemm_nt_contiguous", 5), (C220, "m_grouped_gemm_nt_masked", 4)))
+def test_int8_operands(device: str, name: str, at: int) -> None:
+    """By blocks, by channels, weights only, two operands whose sums are int32."""
+    shape = ops.load(name).odd_shapes[at]
+    assert shape["w_dtype"] == "int8"
+    assert (why := first_mismatch(device, name, shape)) is None, why
+
+
+@pytest.mark.parametrize("device", (C220, C310))
+def test_two_int8_operands_meet_in_the_cube(device: str, tmp_path: Path) -> None:
+    op = ops.load("gemm_nt")
+    model = replace(preset("v3"), weight_dtype="int8")
+    shape = next(s for s in op.shapes(model, Load(tokens=(64,))) if s["n"] == 1536)
+    for a in ("int8", "bfloat16"):
+        seen = examined(device, "gemm_nt", {**shape, "a_dtype": a}, tmp_path)
+        assert seen.legal and not seen.warnings, seen.reason
+        cube = {"int8": "mma_tile_int8_t_to_int32_t_tb",
+                "bfloat16": "mma_tile_bfloat16_t_to_float_tb"}[a]
+        assert cube in seen.kernels[0]["calls"]
+
+
 @pytest.mark.parametrize("name", ("gemm_nt", "m_grouped_gemm_nt_contiguous"))
 def test_configs_agree(name: str) -> None:
     shape = ops.load(name).odd_shapes[1]
@@ -39,7 +64,10 @@ def test_configs_agree(name: str) -> None:
 def test_fused_moe() -> None:
     shapes = ops.load("fused_moe").odd_shapes
     w8a8 = next(s for s in shapes if s["w8a8"])
-    for device, shape in ((C310, shapes[1]), (C220, w8a8)):
+    int8 = shapes[-1]
+    assert int8["w_dtype"] == "int8" and int8["w8a8"]
+    # the second has ragged scale blocks
+    for device, shape in ((C310, shapes[1]), (C220, w8a8), (C220, int8)):
         assert (why := first_mismatch(device, "fused_moe", shape)) is None, why
 
 
@@ -58,7 +86,7 @@ def test_pieces() -> None:
 
 
 @pytest.mark.parametrize(("device", "name"), [
-    *((d, n) for d in (C220, C310) for n in (*GEMMS, "moe_route")), (C310, "fused_moe")])
+    *((d, n) for d in (C220, C310) for n in (*GEMMS, "moe_route", "fused_moe"))])
 def test_the_compiler_takes_the_default(device: str, name: str, tmp_path: Path) -> None:
     seen = examined(device, name, v3(name, last=True), tmp_path)
     assert seen.legal and not seen.warnings, seen.reason
@@ -70,7 +98,7 @@ def test_a_tile_beyond_the_accumulators_is_refused_with_numbers(tmp_path: Path) 
     big = {"block_m": 256, "block_n": 256, "block_k": 64}
     seen = examined(C220, "gemm_nt", shape, tmp_path, big)
     assert not seen.legal
-    assert seen.reason == "gemm_nt: cc overflow: needs 2097152 of 1048576 bits"
+    assert seen.reason == "gemm_nt: L0C overflow: needs 2097152 of 1048576 bits"
     assert examined(C310, "gemm_nt", shape, tmp_path, big).legal
 
 

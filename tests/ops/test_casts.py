@@ -1,4 +1,4 @@
-"""FP8 casts and SwiGLU on the CPU: every config against the reference, every bit pattern."""
+"""FP8, int8 and SwiGLU casts on the CPU: configs against the reference, every bit pattern."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from expertile.targets.base import Target
 from tests.conformance import check_config
 
 TOKEN = ops.load("per_token_group_quant_fp8")
+INT8 = ops.load("per_token_group_quant_int8")
 BLOCK = ops.load("per_block_quant_fp8")
 DEQUANT = ops.load("weight_dequant")
 SILU = ops.load("silu_mul")
 SILU_QUANT = ops.load("silu_mul_quant_fp8")
 MASKED = ops.load("silu_mul_quant_fp8_masked")
-CASTS = (TOKEN, BLOCK, DEQUANT, SILU, SILU_QUANT, MASKED)
+CASTS = (TOKEN, INT8, BLOCK, DEQUANT, SILU, SILU_QUANT, MASKED)
 E4M3 = torch.float8_e4m3fn
 
 
@@ -88,6 +89,26 @@ def testall_bfloat16_values_cast_bit_for_bit(cpu: Target, eps: float, use_ue8m0:
         for name, got, expected in zip("qs", run(TOKEN, cpu, *args), want(TOKEN, *args),
                                        strict=True):
             assert same(got, expected), f"{name} of arrangement {i}"
+
+
+@pytest.mark.parametrize("eps", [1e-10, 1e-45])
+def test_all_bfloat16_values_cast_to_int8_bit_for_bit(cpu: Target, eps: float) -> None:
+    """2^16 inputs in four arrangements, infinities and NaNs among them."""
+    for i, x in enumerate(all_bfloat16()):
+        for name, got, expected in zip("qs", run(INT8, cpu, x, 128, eps), want(INT8, x, 128, eps),
+                                       strict=True):
+            assert same(got, expected), f"{name} of arrangement {i}"
+
+
+def test_int8_codes_by_hand(cpu: Target) -> None:
+    """Ties to even, both ends at 127, a NaN or an infinity only in its own group."""
+    x = torch.tensor([[127.0, 0.5, 1.5, -2.5, -127.0, 126.49, 0.0, -0.0],
+                      [254.0, 1.0, 3.0, -5.0, float("nan"), 1.0, 2.0, 3.0],
+                      [0.0] * 4 + [float("-inf"), 1.0, 0.0, 5.0]])
+    q, s = run(INT8, cpu, x, 4, 1e-10)
+    assert q.tolist() == [[127, 0, 2, -2, -127, 126, 0, 0], [127, 0, 2, -2, 0, 0, 0, 0], [0] * 8]
+    assert s[0].tolist() == [1.0, 1.0] and s[1, 0] == 2.0 and s[1, 1].isnan()
+    assert s[2, 0] == torch.tensor(1e-10) / 127.0 and s[2, 1].isinf()
 
 
 def _decoded() -> Tensor:

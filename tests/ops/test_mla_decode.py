@@ -40,11 +40,11 @@ def test_sampled_configs_on_all_cases(cpu: Target, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", OP.odd_shapes[:3], ids=str)
-def test_any_number_of_splits_gives_the_same(cpu: Target, shape: Shape) -> None:
-    """Splits are a launch argument: one compiled kernel, many of them empty here."""
+def test_any_number_of_workers_gives_the_same(cpu: Target, shape: Shape) -> None:
+    """Workers are a launch argument: one compiled kernel; 16 of them cut most sequences here."""
     default = LOWERING.space(cpu, shape).default()
-    for splits in (1, 3, 16):
-        check(OP, LOWERING.build(cpu, shape, {**default, "splits": splits}), shape, seed=splits)
+    for workers in (1, 3, 16):
+        check(OP, LOWERING.build(cpu, shape, {**default, "workers": workers}), shape, seed=workers)
 
 
 @pytest.mark.parametrize("arch", ["x86-avx2", "x86"])

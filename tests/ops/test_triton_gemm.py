@@ -17,7 +17,7 @@ GEMM = ops.load("gemm_nt")
 CONTIGUOUS = ops.load("m_grouped_gemm_nt_contiguous")
 MASKED = ops.load("m_grouped_gemm_nt_masked")
 SM_90, SM_80, GFX942 = "cuda:sm_90", "cuda:sm_80", "hip:gfx942"
-F32, BF16, FP8 = "float32", "bfloat16", "float8_e4m3fn"
+F32, BF16, FP8, INT8 = "float32", "bfloat16", "float8_e4m3fn", "int8"
 
 
 def shape_of(rows: dict[str, int], n: int, k: int, a: str, w: str, out: str, block: int = 128
@@ -45,6 +45,11 @@ def masked(expected: int, *axes: Any) -> Shape:
 def config_of(device: str, op: Operator, shape: Shape, **knobs: Any) -> dict[str, Any]:
     """The default config with other choices for some knobs."""
     return {**targets.load(device, mode="compile").space(op, shape).default(), **knobs}
+
+
+def per_channel(shape: Shape) -> Shape:
+    """With one scale for each row of the weights, and of the activations."""
+    return {**shape, "block_n": 1, "block_k": shape["k"]}
 
 
 # Devices in turn: the kernels are the same, the operands' handling is in CONFIGS on each of them.
@@ -79,6 +84,18 @@ CONFIGS = [
     (SM_80, CONTIGUOUS, contiguous(3, 72, 80, BF16, BF16, BF16), {"lanes": 2}),
     (SM_90, MASKED, masked(20, 144, 272, FP8, FP8, BF16), {"form": "tma_ws", "block_n": 64}),
     (SM_90, MASKED, masked(20, 150, 272, BF16, BF16, BF16), {"form": "tma", "block_n": 64}),
+    # int8: summed in int32 and scaled once, by groups, in blocks that K tiles cut; by descriptors
+    *((device, GEMM, per_channel(dense(16, 144, 272, a, INT8, BF16)), {})
+      for device, a in ((SM_90, INT8), (SM_80, BF16), (GFX942, INT8))),
+    (SM_90, GEMM, per_channel(dense(16, 72, 1040, INT8, INT8, F32)), {"splits": 2}),
+    (SM_80, GEMM, dense(5, 40, 200, INT8, INT8, F32, 24), {}),
+    (SM_90, GEMM, dense(64, 144, 272, INT8, INT8, BF16), {"form": "tma_ws", **SMALL,
+                                                          "swap": False}),
+    (SM_90, GEMM, per_channel(dense(64, 144, 272, INT8, INT8, BF16)),
+     {"form": "tma", **SMALL, "swap": True}),
+    (SM_90, CONTIGUOUS, per_channel(contiguous(60, 144, 272, BF16, INT8, BF16)),
+     {"form": "tma", "block_m": 32, "block_n": 64}),
+    (SM_90, MASKED, masked(20, 144, 272, INT8, INT8, BF16), {"form": "tma", "block_n": 64}),
 ]
 
 
@@ -125,6 +142,16 @@ def test_fp8_decode_multiplies_16_rows_as_fp8(compiler: Child) -> None:
     gemm, add = kernels(compiler, GEMM, shape, block_m=16)
     assert set(gemm["mma"]) == {"QGMMA"} and gemm["stack_bytes"] == 0
     assert gemm["counts"]["LDGSTS"] and gemm["grid"] == [33, 4] and not add["mma"]
+
+
+@pytest.mark.parametrize("a", [INT8, BF16])
+def test_int8_with_a_scale_per_channel(compiler: Child, a: str) -> None:
+    """Two int8 operands meet in integer WGMMA; weights alone become bfloat16 in registers."""
+    for tokens in (1, 2048):
+        shape = per_channel(dense(tokens, 4096, 7168, a, INT8, BF16))
+        gemm = kernels(compiler, GEMM, shape)[0]
+        assert set(gemm["mma"]) == {"IGMMA" if a == INT8 else "HGMMA"}
+        assert gemm["stack_bytes"] == 0
 
 
 @pytest.mark.parametrize("op", [GEMM, CONTIGUOUS, MASKED], ids=lambda op: op.name)

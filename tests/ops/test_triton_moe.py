@@ -39,10 +39,16 @@ def test_routes_several_tokens_a_program(interpreter: Interpreter, index: int, r
     ("cuda:sm_90", 5, {"inter": 70, "hidden": 150, "align": "led", "cast": "fused"}),
     ("hip:gfx942", 5, {"tokens": 40, "align": "sorted", "block_n": 256, "stages": 1}),
     ("cuda:sm_80", 5, {"inter": 150, "hidden": 130, "tokens": 24, "align": "sorted"}),
+    ("cuda:sm_80", 6, {}), ("cuda:sm_90", 7, {}),
+    ("cuda:sm_90", 7, {"inter": 70, "hidden": 150, "block_k": 128, "align": "led",
+                       "cast": "fused"}),
+    ("hip:gfx942", 7, {"tokens": 40, "align": "sorted", "block_k": 128, "block_n": 256,
+                       "stages": 1}),
 ], ids=str)
 def test_all_paths_agree_with_the_reference(interpreter: Interpreter, device: str, index: int,
                                             changed: dict[str, Any]) -> None:
-    shape = {axis: changed.get(axis, size) if axis in ("inter", "hidden", "tokens") else size
+    axes = ("inter", "hidden", "tokens", "block_k")
+    shape = {axis: changed.get(axis, size) if axis in axes else size
              for axis, size in MOE[index].items()}
     space = targets.load(device, mode="compile").space(ops.load("fused_moe"), shape)
     config = {knob: changed.get(knob, value) for knob, value in space.default().items()}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from expertile import ops
 from expertile.ops.space import Config, Space
 from expertile.ops.spec import Kernel, Operator, Shape
@@ -17,11 +19,17 @@ from expertile.targets.base import BuildError, Evidence, Examined, Figure, Recip
 from expertile.targets.child import Child
 
 KINDS = ("slow", "fast", "wrong", "nan", "raise", "abort", "segfault", "spin", "no memory",
-         "build raise", "build abort", "build spin", "illegal", "scribble")
+         "build raise", "build abort", "build spin", "illegal", "scribble", "past the end",
+         "before the start", "off by one", "wrong dtype", "leak")
 EXPECTED = {"slow": "ok", "fast": "ok", "wrong": "wrong", "nan": "wrong", "raise": "run_error",
             "abort": "run_error", "segfault": "run_error", "spin": "timeout", "no memory": "oom",
             "build raise": "build_error", "build abort": "build_error", "build spin": "timeout",
-            "illegal": "illegal", "scribble": "wrong"}
+            "illegal": "illegal", "scribble": "wrong", "past the end": "wrong",
+            "before the start": "wrong", "off by one": "wrong", "wrong dtype": "wrong",
+            "leak": "oom"}
+
+
+LEAKED: list[torch.Tensor] = []
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,17 @@ class FaultyTarget:
                 ctypes.string_at(0)
             elif kind == "no memory":
                 bytearray(1 << 60)
+            elif kind == "leak":
+                LEAKED.append(torch.empty(1 << 29))
+            elif kind == "off by one":   # the last row is never written
+                out[0][-1:] = out[0][:1] if len(out[0]) else out[0]
+            elif kind == "wrong dtype":  # the first half of the bytes, in another format
+                half = out[-1].to(torch.bfloat16).flatten()
+                out[-1].view(torch.bfloat16).flatten()[:half.numel()] = half
+            elif kind == "past the end" and out[-1].numel():
+                ctypes.memset(out[-1].data_ptr() + out[-1].nbytes, 0, 4)
+            elif kind == "before the start":
+                ctypes.memset(out[-1].data_ptr() - 64, 0, 1)
             elif kind == "scribble":
                 args[0].fill_(3.0)       # its own input, which later candidates read too
                 out[-1].mul_(1.5)

@@ -169,3 +169,14 @@ def test_the_command(files: dict[str, Path]) -> None:
     assert [r["evaluations"] for r in out["reached"]] == [25, 40]
     refused = run(str(files["t4"]), "--seeds", "0")
     assert refused.returncode == 2 and "--seeds must be at least 1" in refused.stderr
+
+
+def test_a_run_stops_when_its_model_expects_no_more(files: dict[str, Path]) -> None:
+    """On a smooth landscape soon and at its best; never where a guess has no model."""
+    best = min(us for _, us in _entries())
+    runs = replay(files["closed"], sampler="portfolio", budget=200, seeds=range(3), stop_gain=0.01)
+    assert all(60 <= len(run) < 150 and min(run) == best for run in runs)
+    assert all(run == whole[:len(run)] for run, whole in zip(runs, replay(
+        files["closed"], sampler="portfolio", budget=200, seeds=range(3)), strict=True))
+    random = replay(files["closed"], sampler="random", budget=200, seeds=range(1), stop_gain=0.5)
+    assert len(random[0]) == min(200, len(_entries()))

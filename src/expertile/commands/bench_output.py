@@ -23,7 +23,7 @@ Out = Annotated[Path | None, typer.Option(
 Write = Annotated[list[str] | None, typer.Option(
     "--write", metavar="FORMAT=PATH",
     help="Also write a file: markdown, junit, html, github-action-benchmark, pytest-benchmark, "
-         "bmf, otava, verdicts, json. Repeatable.")]
+         "bmf, otava, verdicts, json, png (roofline), growth-png. Repeatable.")]
 
 
 class CaseProgress:
@@ -57,14 +57,14 @@ class CaseProgress:
 
 def parse_writes(writes: list[str] | None) -> list[tuple[str, Path]]:
     """FORMAT=PATH pairs, refused before anything is measured."""
-    from ..bench.outputs import FORMATS
+    from ..bench.outputs import FORMATS, PICTURES
 
     found = []
     for text in writes or []:
         name, given, path = text.partition("=")
-        if not given or not path or name not in FORMATS:
+        if not given or not path or name not in {**FORMATS, **PICTURES}:
             raise ValueError(f"--write takes FORMAT=PATH with a format of "
-                             f"{', '.join(FORMATS)}, got {text!r}")
+                             f"{', '.join((*FORMATS, *PICTURES))}, got {text!r}")
         found.append((name, Path(path)))
     return found
 
@@ -72,13 +72,16 @@ def parse_writes(writes: list[str] | None) -> list[tuple[str, Path]]:
 def store(result: Result, outcome: Outcome | None, out: Path | None,
           writes: list[tuple[str, Path]]) -> None:
     """Write all files that were asked for, and a CI's step summary where there is one."""
-    from ..bench.outputs import render
+    from ..bench.outputs import PICTURES, render
     from ..bench.result import write, write_text
 
     if out is not None:
         write(out, result)
     for name, path in writes:
-        write_text(path, render(name, result, outcome))
+        if name in PICTURES:
+            path.write_bytes(PICTURES[name](result))
+        else:
+            write_text(path, render(name, result, outcome))
     step_summary(lambda: render("markdown", result, outcome))
 
 

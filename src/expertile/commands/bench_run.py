@@ -26,6 +26,7 @@ from .bench_options import (
     told,
 )
 from .bench_output import CaseProgress, Out, Write, parse_writes, show, store
+from .bench_suite import Minutes, Name, Only, Quick, Report, Threads, Wanted, run_named
 from .options import (
     ActDtype,
     Batch,
@@ -42,21 +43,30 @@ from .options import (
 
 
 def run(
-    device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None,
-    tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None, weight_dtype: WeightDtype = None,
-    act_dtype: ActDtype = None, configs: Configs = "default", db: Db = None, suite: Cases = None,
-    rounds: Rounds = 40, block: Block = 2, every: Every = False, out: Out = None,
-    write: Write = None, as_json: Json = False,
+    name: Name = None, device: Device = "cpu", preset: Preset = None, model: Model = None,
+    op: Op = None, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
+    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    configs: Configs | None = None, db: Db = None,
+    suite: Cases = None, rounds: Rounds = 40, block: Block = 2, every: Every = False,
+    report: Report = None, quick: Quick = False, budget: Minutes = None, threads: Threads = None,
+    only: Only = None, out: Out = None, write: Write = None, as_json: Json = False,
 ) -> None:
-    """Time a model's operators (preset tiny by default) or a file's bench_* functions."""
+    """Time a named suite against its peers and the machine's limits, or a model's operators
+    (preset tiny by default), or a file's bench_* functions."""
     from ..bench.gate import OK, WRONG
     from ..bench.measure import Plan, measure
     from ..bench.tree import Tree
 
     writes = parse_writes(write)
+    if name is not None:
+        run_named(name, Wanted(report, quick, budget, threads, only or [], configs or "recorded",
+                               db, out, writes, as_json))
+    if report or quick or budget or threads or only:
+        raise ValueError("--report, --quick, --budget, --threads and --only belong to a named "
+                         "suite; say for example: expertile bench run cpu-ops --quick")
     here = Path.cwd()
     wanted = make_suite(here, suite, device, preset, model, op, (tokens, batch, ctx),
-                        (weight_dtype, act_dtype), configs, db, every)
+                        (weight_dtype, act_dtype), configs or "default", db, every)
     tree = Tree(here, _revision(here), sys.executable)
     with interruptible(), CaseProgress(len(wanted.cases)) as progress:
         result = measure(wanted, {"head": tree, "head_again": tree}, Plan(rounds, block),

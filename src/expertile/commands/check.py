@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from .check_route import add_route, open_route, show_route
 from .options import (
     ActDtype,
     Batch,
@@ -64,6 +66,10 @@ def check(
     weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
     every: Annotated[bool, typer.Option(
         "--every", help="Every shape of the ladder; by default the ends for each kernel.")] = False,
+    route: Annotated[str | None, typer.Option(
+        "--route", help="Compare with another way to the same compiler: triton-ascend.")] = None,
+    worker_python: Annotated[Path | None, typer.Option(
+        "--worker-python", help="Interpreter with torch and triton-ascend, for --route.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compile a model's operators for a device and say which configs it accepts, and why not."""
@@ -71,6 +77,7 @@ def check(
 
     dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
     target = load_target(device)
+    there = None if route is None else open_route(target, route, worker_python)
     tasks = kernels_of(dims, wanted_ops(op), load_of(dims, tokens, batch, ctx), every)
     errors = Console(stderr=True)
     with Progress(console=errors, disable=not errors.is_terminal) as progress:
@@ -80,7 +87,11 @@ def check(
             progress.update(bar, advance=1, description=checked.op)
 
         found = check_many(tasks, target, max(1, len(os.sched_getaffinity(0))), done)
-    rows = [c.to_json() for c in found]
+        rows = [c.to_json() for c in found]
+        if there is not None and route is not None:
+            other = progress.add_task(route, total=len(tasks))
+            add_route(rows, tasks, there, route, lambda op: progress.update(
+                other, advance=1, description=f"{route}: {op}"))
     missing = sorted({r["op"] for r in rows if r["config"] is None})
     if as_json:
         print(json.dumps({"device": target.device, "arch": target.arch,
@@ -90,5 +101,7 @@ def check(
         _print(rows, f"{device} ({target.device})")
         console().print(f"{sum(r['ok'] for r in rows)} of {len(rows)} kernels have a legal config "
                         "without spills")
+        if route is not None:
+            show_route(rows, route)
     if missing:
         raise typer.Exit(1)          # an operator without any legal config

@@ -37,7 +37,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         table.add_row(r["op"], short_shape(r["shape"]), r["device"],
                       r["decision"] or r["status"], f"{r['us']:.1f}" if r["us"] else "-",
-                      f"{r['speedup']:.2f}" if r["speedup"] else "-", r["evidence"])
+                      f"{r['speedup']:.2f}" if r["speedup"] else "-",
+                      f"{r['evidence']}, {r['kind']}")
     console().print(table)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import settings
+from ..ops.routing import name_of
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
 from .options import (
@@ -30,20 +31,24 @@ from .options import (
     shape_text,
     shapes_of,
 )
+from .tune_method import RoutingOption
 
 
-def _row(snapshot: Any, op: Operator, target: Target, shape: Shape) -> dict[str, Any]:
-    found = snapshot.explain(op, target, shape)
+def _row(snapshot: Any, op: Operator, target: Target, shape: Shape, routing: str
+         ) -> dict[str, Any]:
+    found = snapshot.explain(op, target, shape, routing)
     answer, record = found.answer, found.answer.record
     return {
         "op": op.name, "shape": dict(shape), "tier": answer.tier, "layer": answer.layer,
-        "answered_by": "tuned" if record is not None else "default",
+        "answered_by": "default" if record is None else
+        "modelled" if record.is_modelled else "tuned",
         "config": dict(answer.config or target.space(op, shape).default()),
         "why": answer.why, "expected_loss": answer.expected_loss,
         "decision": record.decision if record else None,
         "speedup": record.speedup if record else None,
         "evidence": record.evidence if record else None,
         "kind": record.kind if record else None,
+        "us": record.us if record else None, "parts": dict(record.parts) if record else {},
         "provenance": dict(vars(record.provenance)) if record else None,
         "differs": [list(d) for d in answer.differs],
         "others": [{"layer": c.layer, "tier": c.tier, "shape": c.record.key.shape,
@@ -76,7 +81,7 @@ def explain(
     op: Annotated[str, typer.Argument(help="The operator.")],
     device: Device = "cpu", preset: Preset = None, model: Model = None, tp: Tp = 1, ep: Ep = 1,
     tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None, weight_dtype: WeightDtype = None,
-    act_dtype: ActDtype = None, db: Db = None,
+    act_dtype: ActDtype = None, db: Db = None, routing: RoutingOption = None,
     others: Annotated[int, typer.Option("--others", min=0,
                                         help="Other records to show per shape.")] = 3,
     as_json: Json = False,
@@ -87,8 +92,10 @@ def explain(
     dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
     found = settings.read()
     target = load_target(device)
-    snapshot = load_snapshot(db or found.db, user=found.user_db, project=found.project_db)
-    rows = [_row(snapshot, o, target, s)
+    snapshot = load_snapshot(db or found.db, user=found.user_db, project=found.project_db,
+                             modelled=found.modelled)
+    wanted = name_of(routing or found.routing)
+    rows = [_row(snapshot, o, target, s, wanted)
             for o, shapes in shapes_of(dims, [op], tokens, batch, ctx) for s in shapes]
     if as_json:
         print(json.dumps({"device": target.device, "answers": rows}, indent=2))

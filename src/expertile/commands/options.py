@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +19,22 @@ from ..targets.base import Target
 
 Device = Annotated[str, typer.Option(
     "--device", help="cpu, cpu:N (threads), cuda, cuda:N, hip, or a device to compile for: an arch "
-                     "such as sm_90 or gfx942, a product such as h100.")]
+                     "such as sm_90 or gfx942, a product such as h100. npu:N is an Ascend card.")]
 Preset = Annotated[str | None, typer.Option(
     "--preset", help="Shapes of a named model: tiny, v2-lite, v2, v3, kimi-k2, moonlight, "
                      "glm-lite.")]
 Model = Annotated[Path | None, typer.Option(
     "--model", help="Shapes of a model directory or config.json.")]
 Op = Annotated[list[str] | None, typer.Option(
-    "--op", help="Only these operators (repeatable, or a,b,c); by default all.")]
+    "--op", help="Only these operators (repeatable, or a,b,c); by default all. The beginning of a "
+                 "name means all that begin so: per_token_group_quant.")]
 Tp = Annotated[int, typer.Option("--tp", help="Tensor-parallel split.")]
 Ep = Annotated[int, typer.Option("--ep", help="Expert-parallel split.")]
 Tokens = Annotated[str | None, typer.Option("--tokens", help="Token counts, e.g. 1,16,256.")]
 Batch = Annotated[str | None, typer.Option("--batch", help="Decode batch sizes, e.g. 1,8.")]
 Ctx = Annotated[str | None, typer.Option("--ctx", help="Context lengths, e.g. 1024,4096.")]
 WeightDtype = Annotated[str | None, typer.Option(
-    "--weight-dtype", help="bfloat16, float32 or float8_e4m3fn; by default the model's.")]
+    "--weight-dtype", help="bfloat16, float32, float8_e4m3fn or int8; by default the model's.")]
 ActDtype = Annotated[str | None, typer.Option(
     "--act-dtype", help="Activations: float32 or bfloat16; by default float32 on CPUs, where "
                         "bfloat16 is storage only.")]
@@ -45,8 +47,10 @@ def load_target(device: str) -> Target:
     """The target that --device names; what it compiles and measures stands in our cache."""
     found = settings.read()
     options: dict[str, object] = {"cache_dir": found.cache_dir}
-    if found.worker_python and targets.takes(device, "worker_python"):
-        options["worker_python"] = found.worker_python
+    for name in ("worker_python", "cann_home"):
+        value = getattr(found, name)
+        if value and targets.takes(device, name):
+            options[name] = value
     return targets.load(device, **options)
 
 
@@ -108,9 +112,21 @@ def shapes_of(model: ModelDims, only: list[str] | None, tokens: str | None, batc
 
 
 def wanted_ops(only: list[str] | None) -> tuple[str, ...]:
-    """Operators by name: repeated, comma-separated, or "all"."""
-    named = [name for text in only or ["all"] for name in text.split(",")]
-    return ops.names() if "all" in named else tuple(dict.fromkeys(named))
+    """Operators by name or by whole words of its beginning: repeated, comma-separated, or "all"."""
+    named = [name.strip() for text in only or ["all"] for name in text.split(",")]
+    known = ops.names()
+    if "all" in named:
+        return known
+    found: list[str] = []
+    for name in named:
+        meant = [name] if name in known else [k for k in known if k.startswith(f"{name}_")]
+        if not meant:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            raise ValueError(f"--op must name operators, got {name!r}; "
+                             + (f"did you mean {' or '.join(near)}?" if near else
+                                f"there are {', '.join(known)}"))
+        found += meant
+    return tuple(dict.fromkeys(found))
 
 
 def shape_text(shape: Shape) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,14 @@ from rich.table import Table
 from .options import Db, Json, console
 
 TINY = Path(__file__).resolve().parents[1] / "model" / "checkpoint" / "tiny-v3"
+
+
+class Weights(StrEnum):
+    """Choices of --weights."""
+
+    AS_IS = "as-is"
+    INT8 = "int8"
+    BF16 = "bf16"
 
 
 def report_table(rows: list[dict[str, Any]]) -> Table:
@@ -42,6 +51,9 @@ def run(
         "--graphs/--no-graphs", help="Capture decode steps in CUDA graphs; the default on cuda.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+    weights: Annotated[Weights, typer.Option(
+        "--weights", help="What FP8 weights become at load, for devices without FP8.")
+    ] = Weights.AS_IS,
     db: Db = None,
     report: Annotated[bool, typer.Option("--report", help="Print which records answered.")] = False,
     as_json: Json = False,
@@ -49,7 +61,8 @@ def run(
     """Generate text with the bundled model on the tuned operators."""
     from ..model import LLM, SamplingParams
 
-    llm = LLM(model or TINY, device, db=db, threads=threads, graphs=graphs)
+    llm = LLM(model or TINY, device, db=db, threads=threads, graphs=graphs,
+              weights=weights.value)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                             max_tokens=max_tokens)
     outputs = []

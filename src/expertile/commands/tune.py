@@ -6,12 +6,15 @@ import json
 import re
 import shlex
 import sys
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..ops.routing import Routing
 from .db import where
 from .options import (
     ActDtype,
@@ -34,6 +37,17 @@ from .options import (
     short_shape,
 )
 from .progress import TuneProgress
+from .tune_method import (
+    Collected,
+    RoutingOption,
+    SamplerOption,
+    StopGain,
+    Storage,
+    chosen_routing,
+    collected_work,
+    method_of,
+)
+from .tune_workers import Share, Workers, count_of, share_of, tune_on_each
 
 if TYPE_CHECKING:
     from ..opt.budget import Budget
@@ -58,8 +72,11 @@ def parse_budget(seconds: str | None, trials: int | None) -> Budget:
 
 def outcome_table(outcomes: list[Outcome]) -> Table:
     """operator x shape: default, tuned, speed-up or "default kept", percent of the limit."""
-    table = Table("operator", "shape", "default us", "tuned us", "result", "% of limit", "tried",
-                  title="interleaved low quantiles; the limit is this machine's, measured")
+    modelled = any(o.record.is_modelled for o in outcomes)
+    table = Table("operator", "shape", "default us", "best us" if modelled else "tuned us",
+                  "result", "% of limit", "tried",
+                  title="modelled, never measured: times only order configs" if modelled else
+                  "interleaved low quantiles; the limit is this machine's, measured")
     for o in outcomes:
         r, percent = o.record, o.percent_of_floor
         result: str = r.decision or r.status
@@ -70,6 +87,13 @@ def outcome_table(outcomes: list[Outcome]) -> Table:
             f"{r.us:.1f}" if r.us else "-", result + (" (noisy)" if r.status == "noisy" else ""),
             f"{percent:.0f}" if percent else "-", f"{o.trials}{' (kept)' if o.resumed else ''}")
     return table
+
+
+def _speed(outcomes: list[Outcome], seconds: float) -> dict[str, float]:
+    """Candidates of this run, not of one that it resumed."""
+    count = sum(o.trials - o.known for o in outcomes if not o.resumed)
+    return {"candidates": count, "seconds": round(seconds, 1),
+            "candidates_per_hour": round(3600.0 * count / max(seconds, 1e-9), 1)}
 
 
 def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
@@ -96,7 +120,13 @@ def tune(
     trials: Annotated[int | None, typer.Option(
         "--trials", help="Configs to try for each shape (20 when neither is given).")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of inputs and search.")] = 0,
-    db: Db = None,
+    sampler: SamplerOption = "auto", stop_gain: StopGain = 0.0, routing: RoutingOption = None,
+    collected: Collected = None, storage: Storage = None, workers: Workers = "1",
+    share: Share = "", db: Db = None,
+    no_measure: Annotated[bool, typer.Option(
+        "--no-measure", help="Compile and rank by the device's model: for a device that is not "
+                             "here. Records are modelled; a tune on the device measures the best "
+                             "few first.")] = False,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Print keys and space sizes; measure nothing.")] = False,
     as_json: Json = False,
@@ -105,23 +135,35 @@ def tune(
     if context.invoked_subcommand is not None:
         return
     limit = parse_budget(budget, trials)
-    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
-    work = shapes_of(dims, op, tokens, batch, ctx)
+    if collected is not None and (preset or model):
+        raise ValueError("give one of --collected, --preset and --model")
+    if collected is not None:
+        work, seen = collected_work(collected, op)
+    else:
+        dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
+        work, seen = shapes_of(dims, op, tokens, batch, ctx), Routing()
     if dry_run:
         _print_plan(work, device, as_json)
         return
     from ..opt.tune import tune_many
     from ..tuning_db.store import TuningDB
 
-    target = load_target(device)
-    with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
-        outcomes = tune_many([(o, s) for o, shapes in work for s in shapes], target, store,
-                             limit, seed, progress, shlex.join(["expertile", *sys.argv[1:]]))
+    target, db, began = load_target(device), where(db or storage), time.monotonic()
+    if (count := count_of(workers, device)) > 1:
+        tune_on_each(count, device, sys.argv[1:])
+    tasks = share_of(share, [(o, s) for o, shapes in work for s in shapes])
+    with (method_of(sampler, stop_gain, chosen_routing(routing, seen), storage) as method,
+          TuningDB(db) as store, TuneProgress(Console(stderr=True)) as progress):
+        outcomes = tune_many(tasks, target, store, limit, seed, progress,
+                             shlex.join(["expertile", *sys.argv[1:]]),
+                             method=replace(method, measure=not no_measure))
+    speed = _speed(outcomes, time.monotonic() - began)
     if as_json:
-        print(json.dumps({"device": target.device, "db": where(db),
+        print(json.dumps({"device": target.device, "db": db, **speed,
                           "records": [o.to_json() for o in outcomes]}, indent=2))
     else:
         console().print(outcome_table(outcomes))
-        console().print(f"records are in {where(db)}")
+        console().print(f"{speed['candidates']} candidates in {speed['seconds']:.0f} s "
+                        f"({speed['candidates_per_hour']:.0f} an hour); records are in {db}")
     if any(o.record.decision is None for o in outcomes):
         raise typer.Exit(1)          # a default config that is wrong or does not run

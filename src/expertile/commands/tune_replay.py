@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from .options import Json, console
-
-Sampler = Literal["auto", "portfolio", "tpe", "gp", "ga", "random", "exhaustive"]
+from .tune_method import SamplerOption, StopGain
 
 
 def replay(
     file: Annotated[Path, typer.Argument(
         help="Kernel Tuner's cache or T4, or a landscape of ours; plain or gzip.")],
-    sampler: Annotated[Sampler, typer.Option("--sampler", help="The search.")] = "auto",
+    sampler: SamplerOption = "auto",
     budget: Annotated[int, typer.Option("--budget", help="Evaluations of each run.")] = 200,
     seeds: Annotated[int, typer.Option("--seeds", help="How many runs: seeds 0, 1, ...")] = 20,
+    stop_gain: StopGain = 0.0,
     as_json: Json = False,
 ) -> None:
     """Play a search on an exhaustively measured space; nothing is compiled or timed."""
@@ -30,7 +30,7 @@ def replay(
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     landscape = read(file)
-    runs = replay_landscape(landscape, sampler, budget, range(seeds))
+    runs = replay_landscape(landscape, sampler, budget, range(seeds), stop_gain / 100)
     reached = shares(runs, landscape.optimum, budget)
     if as_json:
         print(json.dumps({

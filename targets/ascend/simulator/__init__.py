@@ -3,13 +3,15 @@
 It finds what the compiler's memory plan and synchronisation could get wrong: flags that nobody sets
 or waits for and accesses that nothing orders are a Fault; data that another buffer overwrote, or
 that nobody wrote, reads as NaN or a huge number, so that comparing the result shows it. Time, the
-tiling below L1 and the device's rounding of exp and division are not modelled. 910B only: on the
-950 the vector code of the module is register code, which has no meaning here.
+tiling below L1 and the device's rounding of exp and division are not modelled. Of the 950, kernels
+for the cube alone are modelled whole; those for vector cores only as to order and addresses, since
+their vector code is register code that has no meaning here; those for both not at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,10 @@ from ..artifact import Artifact
 from ..devices import find
 from .clocks import PIPES, CrossCore, Fault
 from .machine import Core, run_block
-from .memory import DTYPES, Space, View
+from .memory import Space, View
+from .opaque import vector_functions
 from .parse import Argument, Function, parse_functions, parse_maps
+from .trace import Access
 from .work import NotModelled
 
 __all__ = ["Fault", "NotModelled", "simulate"]
@@ -28,26 +32,31 @@ _VECTORS = {"vector": (0,), "cube": (), "mix": (1, 2)}   # numbers of the vector
 
 
 def simulate(artifact: Artifact, arguments: Sequence[Tensor | int],
-             grid: tuple[int, int, int]) -> tuple[Tensor, ...]:
+             grid: tuple[int, int, int], trace: list[Access] | None = None) -> tuple[Tensor, ...]:
     """Run every program of the grid on copies of the arguments; the tensors as they were left.
 
-    A Fault says what would go wrong on the device; NotModelled, that the simulator cannot tell.
+    `trace` receives every access (trace.py). A Fault says what would go wrong on the device;
+    NotModelled, that the simulator cannot tell.
     """
     device = find(artifact.device)
-    if device.family != "c220":
-        raise NotModelled(f"{device.name}: vector code of the 950 is not modelled")
+    opaque = vector_functions(artifact.text) if device.family == "c310" else None
+    if opaque and artifact.task_type == "mix":
+        raise NotModelled(f"{device.name}: how its cube and vector cores share memory")
     functions, maps = parse_functions(artifact.text), parse_maps(artifact.text)
     vectors = _VECTORS[artifact.task_type]
     numbered = [(n, f) for f in functions for n in
                 (vectors if f.core == "AIV" else (0,))]
     threads = len(PIPES) * (max(n for n, _ in numbered) + 1)
     blocks = grid[0] * grid[1] * grid[2]
-    workspace = torch.full((artifact.workspace_bytes * blocks,), 0xFF, dtype=torch.uint8)
-    copies = [a.detach().clone().contiguous() if isinstance(a, Tensor) else a for a in arguments]
+    copies, places = _copies(arguments)
     for block in range(blocks):
-        world = [Space(f"argument {i}", a.reshape(-1).view(torch.uint8), threads, on_chip=False)
-                 if isinstance(a, Tensor) else a for i, a in enumerate(copies)]
-        shared = Space("workspace", workspace, threads, on_chip=False)
+        spaces = {at[0]: Space(f"argument {i}", places[at[0]], threads, on_chip=False)
+                  for i, (_, at) in enumerate(copies) if at}
+        world = [(spaces[at[0]], at[1], a.numel()) if at else a for a, at in copies]
+        # each block has its own part of the workspace, and finds it by its number
+        size = artifact.workspace_bytes
+        shared = (Space("workspace", torch.full((size,), 0xFF, dtype=torch.uint8), threads,
+                        on_chip=False), -block * size, size)
         cross = CrossCore(vectors)
         cores = []
         for number, function in numbered:
@@ -57,12 +66,52 @@ def simulate(artifact: Artifact, arguments: Sequence[Tensor | int],
                                               ("cc", device.l0c, device.l0c_align))}
             bound = _bind(function, world, shared, grid)
             cores.append(Core(number, threads // len(PIPES), function, maps, chip, bound, block,
-                              cross))
+                              cross, trace, opaque))
         run_block(cores, cross)
-    return tuple(a for a in copies if isinstance(a, Tensor))
+    if opaque:
+        raise NotModelled(f"{device.name}: what vector functions compute; the order and the "
+                          f"addresses of all accesses hold")
+    return tuple(a for a, _ in copies if isinstance(a, Tensor))
 
 
-def _bind(function: Function, world: Sequence[Space | int], workspace: Space,
+# A tensor in global memory: its space, the byte where it begins, its elements.
+Place = tuple[Space, int, int]
+
+
+def _copies(arguments: Sequence[Tensor | int]
+            ) -> tuple[list[tuple[Any, tuple[int, int] | None]], dict[int, Tensor]]:
+    """Copies of the arguments, each with (memory, first byte) there, and the memories.
+
+    Tensors that share a storage share its copy: a kernel may write one cache through three views.
+    """
+    bounds: dict[int, list[int]] = {}
+    for given in arguments:
+        if isinstance(given, Tensor):
+            start = int(given.storage_offset()) * given.element_size()
+            bounds.setdefault(given.untyped_storage().data_ptr(), []).extend(
+                (start, start + given.numel() * given.element_size()))
+    places: dict[int, Tensor] = {}
+    copies: list[tuple[Any, tuple[int, int] | None]] = []
+    for number, a in enumerate(arguments):
+        if not isinstance(a, Tensor):
+            copies.append((a, None))
+            continue
+        key, size = a.untyped_storage().data_ptr(), a.numel() * a.element_size()
+        if len(bounds[key]) == 2:    # it has its storage for itself
+            key, start = -number - 1, 0
+            places[key] = a.detach().contiguous().reshape(-1).view(torch.uint8).clone()
+        else:
+            low, high = min(bounds[key]), max(bounds[key])
+            start = int(a.storage_offset()) * a.element_size() - low
+            if key not in places:
+                whole = torch.empty(0, dtype=torch.uint8)
+                whole.set_(a.untyped_storage(), low, (high - low,), (1,))
+                places[key] = whole.clone()
+        copies.append((places[key][start:start + size].view(a.dtype).view(a.shape), (key, start)))
+    return copies, places
+
+
+def _bind(function: Function, world: Sequence[Place | int], workspace: Place,
           grid: tuple[int, int, int]) -> list[object]:
     """The values of a kernel's parameters, in their order."""
     own = [a for a in function.arguments if not a.role]
@@ -72,15 +121,13 @@ def _bind(function: Function, world: Sequence[Space | int], workspace: Space,
     values = iter([*world, *grid])
 
     def value(argument: Argument) -> object:
-        given = workspace if argument.role == "workspace" else (
-            0 if argument.role else next(values))
-        return _array(given, argument) if isinstance(given, Space) else given
+        if argument.role == "workspace":
+            given: Place | int = workspace
+        else:
+            given = 0 if argument.role else next(values)
+        if isinstance(given, int):
+            return given
+        space, start, elements = given
+        return View(space, start, argument.dtype, 0, (elements,), (1,))
 
     return [value(a) for a in function.arguments]
-
-
-def _array(space: Space, argument: Argument) -> object:
-
-
-    size = space.data.numel() // DTYPES[argument.dtype].itemsize
-    return View(space, 0, argument.dtype, 0, (size,), (1,))

@@ -19,6 +19,8 @@ PIPES = ("S", "V", "M", "MTE1", "MTE2", "MTE3", "FIX")
 # The compiler emits no barrier inside these: S is the walk itself, MTE1 and M work in the order of
 # the products that one library call or the next asks for.
 IN_ORDER = frozenset(("S", "MTE1", "M"))
+# For the 950 it emits none between vector functions either.
+IN_ORDER_950 = IN_ORDER | {"V"}
 _MOST_PENDING = 15                   # a cross-core flag is a counter of four bits
 
 
@@ -29,7 +31,8 @@ class Fault(Exception):
 class Pipes:
     """The clocks and flags of one core; `core` of `cores` takes part in one block."""
 
-    def __init__(self, core: int, cores: int):
+    def __init__(self, core: int, cores: int, in_order: frozenset[str] = IN_ORDER):
+        self._in_order = in_order
         self._first = core * len(PIPES)
         size = cores * len(PIPES)
         self._clock = {p: np.zeros(size, np.int64) for p in PIPES}
@@ -46,7 +49,7 @@ class Pipes:
         np.maximum(clock, self._clock["S"], out=clock)
         began = clock.copy()
         self._issued[pipe] += 1
-        if pipe in IN_ORDER:
+        if pipe in self._in_order:
             clock[self.thread(pipe)] = self._issued[pipe]
         return self.thread(pipe), self._issued[pipe], began
 

@@ -136,6 +136,9 @@ def _cast(m: re.Match[str], args: Sequence[Value]) -> Work:
         if x[0].dtype.is_floating_point and not to.is_floating_point:
             need(mode in _ROUND, f"{m[0]} with round mode {mode}")
             return _ROUND[mode](x[0].float()).to(to)
+        if x[0].dtype == to and to.is_floating_point:        # to whole numbers
+            need(mode in _ROUND, f"{m[0]} with round mode {mode}")
+            return _ROUND[mode](x[0])
         narrowing = x[0].dtype.itemsize > to.itemsize
         need(not narrowing or mode == (0 if to.is_floating_point else _TRUNC_WITH_OVERFLOW),
               f"{m[0]} with round mode {mode}")
@@ -158,16 +161,16 @@ def _reduce(m: re.Match[str], args: Sequence[Value]) -> Work:
                 lambda x: _REDUCE[m["op"]](x[0], dim).view(target.sizes), (scratch,))
 
 
-_TYPE = r"(?:half|float|bfloat16_t|u?int\d+_t|bool)"
+_TYPE = r"(?:half|float|bfloat16_t|u?int\d+_t|bool|float8_e\dm\d_t)"
 _FUNCTIONS: tuple[tuple[str, Callable[[re.Match[str], Sequence[Value]], Work]], ...] = (
     (rf"nd2nz_{_TYPE}", transfers.nd2nz),
     (rf"set_l1_2d_{_TYPE}", _fill("MTE2")),
-    (rf"fixpipe_nz2nd_{_TYPE}_to_{_TYPE}_4d_to_2d", transfers.fixpipe),
+    (rf"fixpipe_nz2nd_{_TYPE}_to_{_TYPE}_4d_to_2d(?:_gm)?", transfers.fixpipe),
     (rf"load_gm_to_ubuf_\dd_{_TYPE}", transfers.load),
     (rf"store_ubuf_to_gm_\dd_{_TYPE}", transfers.store),
     (rf"copy_ubuf_to_ubuf_\dd_{_TYPE}", transfers.copy),
     (rf"broadcast_scalar_{_TYPE}_to_\dd", _fill("V")),
-    (rf"broadcast_(?:first|last)_axis(?:_align|_unalign)?_\dd_{_TYPE}", _repeat),
+    (rf"broadcast_(?:(?:first|last)_axis(?:_align|_unalign)?_)?\dd_{_TYPE}", _repeat),
     (rf"arange_1d_{_TYPE}", _arange),
     (rf"v(?P<op>add|sub|mul|div|max|min)_\dd_{_TYPE}", _binary),
     (rf"v(?P<op>add|sub|mul|div|max|min)s?_(?P<order>vs|sv)_\dd_{_TYPE}", _with_scalar),

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .clocks import Clock, CrossCore, Fault, Pipes
+from .clocks import IN_ORDER, IN_ORDER_950, Clock, CrossCore, Fault, Pipes
+from .cube import product
 from .library import work
-from .memory import Space, View, poison_of
-from .operations import Values, memref_op, scalar_op
+from .memory import DTYPES, Space, View, poison_of
+from .opaque import VectorFunction
+from .operations import memref_op, scalar_op, stack_of
 from .parse import Evaluate, Function, Op
-from .work import NotModelled, Work, tiled, untiled
+from .trace import Access
+from .values import Values
+from .work import NotModelled, Work, check_operands
 
 _EVENT = re.compile(r"\[<PIPE_(\w+)>, <PIPE_(\w+)>, (?:<EVENT_ID(\d)>|(%[\w#-]+))\]")
 _BARRIER = re.compile(r"\[<PIPE_(\w+)>\]")
 _BLOCK_FLAG = re.compile(r"\[<(?:CUBE|VECTOR)>, <PIPE_(\w+)>, <PIPE_(\w+)>\] flag = (\d+|%[\w#-]+)")
-_CALL = re.compile(r"@(\w+)\((.*?)\) : \(")
+_CALL = re.compile(r"@(\w+)\((.*?)\)(?: \{.*?\})? : \(")
 _FOR = re.compile(r"(\S+) = (\S+) to (\S+) step (\S+)(?: iter_args\((.*?)\) ->)?")
+_TARGET = re.compile(r"(\^bb\d+)(?:\((.*?)\))?")
 _MMA = re.compile(r"mma_tile_\w+_to_(?:float|int32_t)(?P<tb>_tb)?")
 # They set up the core; nothing else depends on them here.
-_NO_EFFECT = frozenset(("hivm.hir.set_mask_norm", "hivm.hir.set_ffts_base_addr"))
+_NO_EFFECT = frozenset(("hivm.hir.set_mask_norm", "hivm.hir.set_ffts_base_addr",
+                        "hivm.hir.set_ctrl"))
 _OF_MEMREFS = ("hivm.hir.pointer_cast", "hivm.hir.bitcast")
 
 Walk = Generator[None, None, list[Any]]
@@ -34,9 +39,11 @@ class Core:
 
     def __init__(self, number: int, cores: int, function: Function, maps: Mapping[str, Evaluate],
                  spaces: Mapping[str, Space], arguments: Sequence[Any], block: int,
-                 cross: CrossCore):
+                 cross: CrossCore, trace: list[Access] | None = None,
+                 opaque: Mapping[str, VectorFunction] | None = None):
+        self._trace, self._block, self._opaque = trace, block, opaque or {}
         self.number, self.function, self.spaces = number, function, spaces
-        self.pipes = Pipes(number, cores)
+        self.pipes = Pipes(number, cores, IN_ORDER if opaque is None else IN_ORDER_950)
         self._cross = cross
         self._fixed = {"hivm.hir.get_block_idx": block,
                        "hivm.hir.get_sub_block_idx": max(number - 1, 0)}
@@ -50,8 +57,13 @@ class Core:
         self.pipes.check_no_event_is_set()
 
     def _walk(self, ops: Sequence[Op]) -> Walk:
-        for op in ops:
+        at = 0
+        while at < len(ops):
+            op, at = ops[at], at + 1
             try:
+                if op.name in ("cf.br", "cf.cond_br"):
+                    at = self._jump(op, ops)
+                    continue
                 if op.name in ("scf.yield", "return"):
                     return [self.values[v] for v in _names(op.rest)]
                 if op.name == "scf.for":
@@ -68,6 +80,15 @@ class Core:
                     f"line {op.line} of {self.function.name}, core {self.number}: {fault}"
                 )) from None
         return []
+
+    def _jump(self, op: Op, ops: Sequence[Op]) -> int:
+        """Where a branch leads (the 950's loops are branches); its operands become arguments."""
+        targets = _TARGET.findall(op.rest)
+        taken = 0 if op.name == "cf.br" or self.values[op.rest.split(",")[0]] else 1
+        label, operands = targets[taken]
+        at = next(i for i, o in enumerate(ops) if o.name == label)
+        self.values.set(ops[at].results, [self.values[v] for v in _names(operands)])
+        return at + 1
 
     def _loop(self, op: Op) -> Walk:
         match = _FOR.match(op.rest)
@@ -95,7 +116,7 @@ class Core:
 
     def _step(self, op: Op) -> None:
         """One operation without a region."""
-        if op.name in _NO_EFFECT:
+        if op.name in _NO_EFFECT or op.name.startswith("^"):
             return
         if op.name in self._fixed:
             self.values.set(op.results, [self._fixed[op.name]])
@@ -116,12 +137,14 @@ class Core:
             self._call(op)
         elif op.name == "memref.load":
             view = memref_op(op, self.values, self.spaces, self._owners)
-            self._access(self.pipes.issue("S"), (view,), ())
+            self.access(self.pipes.issue("S"), (view,), ())
             self.values.set(op.results, [view.read().item()])
         elif op.name == "memref.store":
             view = memref_op(op, self.values, self.spaces, self._owners)
-            self._access(self.pipes.issue("S"), (), (view,))
+            self.access(self.pipes.issue("S"), (), (view,))
             view.write(torch.tensor(self.values[_names(op.rest)[0]]))
+        elif op.name == "memref.alloca":
+            self.values.set(op.results, [stack_of(op)])
         elif op.name.startswith("memref.") or op.name in _OF_MEMREFS:
             made = memref_op(op, self.values, self.spaces, self._owners)
             self.values.set(op.results, made if isinstance(made, list) else [made])
@@ -132,47 +155,37 @@ class Core:
         match = _CALL.match(op.rest)
         assert match is not None, op.rest
         args = [self.values[v] for v in _names(match[2])]
-        if mma := _MMA.fullmatch(match[1]):
-            self._product(args, bool(mma["tb"]))
+        if match[1] in self._opaque:
+            self._vector_function(self._opaque[match[1]], args)
+        elif mma := _MMA.fullmatch(match[1]):
+            product(self, args, bool(mma["tb"]))
         else:
             self._do(work(match[1], args))
 
+    def _vector_function(self, function: VectorFunction, args: Sequence[Any]) -> None:
+        """Its accesses; what it leaves is nobody's guess."""
+        loads, stores = ([args[i] for i in which] for which in (function.loads, function.stores))
+        self.access(self.pipes.issue("V"), loads, stores)
+        for view in stores:
+            view.write(torch.full(view.sizes, poison_of(DTYPES[view.dtype]))
+                       if view.dtype != "i1" else torch.zeros(view.sizes, dtype=torch.bool))
+
     def _do(self, work_: Work) -> None:
-        _check_operands(work_)
-        result = work_.compute([view.read() for view in work_.reads])
-        self._access(self.pipes.issue(work_.pipe), work_.reads, (work_.write,), work_.scratch)
+        check_operands(work_)
+        values = [view.read() for view in work_.reads]
+        try:
+            result = work_.compute(values).expand(work_.write.sizes)
+        except RuntimeError as e:    # torch's word for sizes that do not fit
+            raise Fault(f"a call's operands do not fit: {e}") from None
+        self.access(self.pipes.issue(work_.pipe), work_.reads, (work_.write,), work_.scratch,
+                     lambda: work_.write.would_change(result))
         for view in work_.scratch:   # its content is anybody's guess afterwards
             view.space.data.numpy()[view.span()] = 0xFF
         work_.write.write(result)
 
-    def _product(self, args: Sequence[Any], b_transposed: bool) -> None:
-        """mma_tile_*: L1 to L0 on MTE1, which waits and sets by itself, then the product on M."""
-        a, b, fresh, m, k, n, c, wait_a, wait_b, free_a, free_b, _, extra, unit, mode = args
-        if (extra, unit, mode) != (-1, -1, 0):
-            raise NotModelled(f"mma_tile with unit flags: {extra}, {unit}, {mode}")
-        for event in (wait_a, wait_b):
-            if event >= 0:
-                self.pipes.wait_flag("MTE2", "MTE1", event)
-        loading = self.pipes.issue("MTE1")
-        self._access(loading, (a, b), ())
-        for event in (free_a, free_b):
-            if event >= 0:
-                self.pipes.set_flag("MTE1", "MTE2", event)
-        self.pipes.join("M", self.pipes.ended("MTE1"))
-        left, right = untiled(a.read()), untiled(b.read())
-        left = left[:m, :k]
-        right = right[:n, :k].T if b_transposed else right[:k, :n]
-        exact = torch.int32 if c.dtype == "i32" else torch.float32
-        whole = untiled(c.read()) if not fresh else torch.full(
-            (c.sizes[1] * c.sizes[2], c.sizes[0] * c.sizes[3]), poison_of(exact), dtype=exact)
-        if fresh:
-            whole[:m, :n] = 0
-        self._access(self.pipes.issue("M"), () if fresh else (c,), (c,))
-        whole[:m, :n] += left.to(exact) @ right.to(exact)
-        c.write(tiled(whole, c))
-
-    def _access(self, token: tuple[int, int, Clock], reads: Sequence[View],
-                writes: Sequence[View], scratch: Sequence[View] = ()) -> None:
+    def access(self, token: tuple[int, int, Clock], reads: Sequence[View],
+                writes: Sequence[View], scratch: Sequence[View] = (),
+                changes: Callable[[], bool] = lambda: True) -> None:
         """Order an operation after all that touched its bytes before."""
         thread, number, began = token
         for view in reads:
@@ -181,27 +194,22 @@ class Core:
         used = [view for view in scratch
                 if (view.space.owner[view.span()] != view.owner).any()]
         for view in (*writes, *used):
-            view.space.check_write(view.span(), began)
+            view.space.check_write(view.span(), began, changes)
+        if self._trace is not None:
+            self._trace += self._accesses(token, reads, writes, scratch)
         for view in reads:
             view.space.note_read(view.span(), thread, number)
         for view in (*scratch, *writes):
             view.space.note_write(view.span(), thread, number, view.owner)
 
 
-def _check_operands(work_: Work) -> None:
-    """A result may stand on a source from its first byte on; scratch on nothing at all."""
-    pairs = [(a, work_.write, True) for a in work_.reads]
-    pairs += [(a, b, False) for a in (*work_.reads, work_.write) for b in work_.scratch]
-    for a, b, in_place in pairs:
-        first, second = a.span(), b.span()
-        if a.space is not b.space or not isinstance(first, slice) or not isinstance(second, slice):
-            continue
-        apart = max(first.start, second.start) >= min(first.stop, second.stop)
-        # a result with other sizes would overwrite what is still to be read
-        in_place = in_place and first.start == second.start and prod(a.sizes) == prod(b.sizes)
-        if not apart and not in_place:
-            raise Fault(f"{a.space.name}: one call's operands at {first.start} and {second.start} "
-                        "overlap")
+    def _accesses(self, token: tuple[int, int, Clock], reads: Sequence[View],
+                  writes: Sequence[View], scratch: Sequence[View]) -> Iterator[Access]:
+        for views, does_write in ((reads, False), (writes, True), (scratch, True)):
+            for view in views:
+                core = f" of core {self.number}" if view.space.on_chip else ""
+                yield Access((self._block, view.space.name + core), *token, view.span(), does_write,
+                             view.owner if views is scratch else -1)
 
 
 def _names(text: str) -> list[str]:

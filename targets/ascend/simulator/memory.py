@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from .clocks import Clock, Fault
 
 DTYPES = {"i8": torch.int8, "i16": torch.int16, "i32": torch.int32, "i64": torch.int64,
-          "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+          "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32,
+          "f8E4M3FN": torch.float8_e4m3fn, "f8E5M2": torch.float8_e5m2}
 _NOBODY = -1
 
 
@@ -34,18 +36,35 @@ class Space:
         self.owner = np.full(size, _NOBODY, np.int32)        # the buffer it was written through
         self._writer = np.zeros(size, np.int16)
         self._written = np.zeros(size, np.int32)             # 0: before everything
+        self._also: tuple[NDArray[np.int16], NDArray[np.int32]] | None = None
         self._read = np.zeros((threads, size), np.int32)
         self._read_by = np.zeros(threads, bool)
 
     def check_read(self, span: slice | NDArray[np.int64], began: Clock) -> None:
         """Every write to these bytes has ended when the reader begins."""
-        late = self._written[span] > began[self._writer[span]]
-        if late.any():
+        if any(late.any() for late in self._late(span, began)):
             raise Fault(f"{self.name}: bytes are read while a write to them may be going on")
 
-    def check_write(self, span: slice | NDArray[np.int64], began: Clock) -> None:
-        """Every read of and write to these bytes has ended when the writer begins."""
-        if (self._written[span] > began[self._writer[span]]).any():
+    def _late(self, span: slice | NDArray[np.int64], began: Clock
+              ) -> list[NDArray[np.bool_]]:
+        pairs = [(self._writer, self._written)] + ([self._also] if self._also else [])
+        return [written[span] > began[writer[span]] for writer, written in pairs]
+
+    def check_write(self, span: slice | NDArray[np.int64], began: Clock,
+                    changes: Callable[[], bool] = lambda: True) -> None:
+        """Every read of and write to these bytes has ended when the writer begins.
+
+        Both vector cores may write the same bytes to global memory: the compiler lets both decode
+        what neither splits. A reader must then come after both.
+        """
+        last, *before = self._late(span, began)
+        if last.any():
+            if self.on_chip or changes() or any(late.any() for late in before):
+                raise Fault(f"{self.name}: bytes are written while another write may be going on")
+            if self._also is None:
+                self._also = np.zeros_like(self._writer), np.zeros_like(self._written)
+            self._also[0][span], self._also[1][span] = self._writer[span], self._written[span]
+        elif any(late.any() for late in before):
             raise Fault(f"{self.name}: bytes are written while another write may be going on")
         for thread in np.flatnonzero(self._read_by):
             if (self._read[thread][span] > began[thread]).any():
@@ -95,17 +114,17 @@ class View:
         last = self.offset + sum((s - 1) * t for s, t in zip(self.sizes, self.strides,
                                                              strict=True))
         if self.dtype == "i1":
-            if not self._contiguous() or self.offset % 8:
-                raise Fault(f"{self.space.name}: a mask must be whole bytes, side by side")
             first, end = self.start + self.offset // 8, self.start + (last + 8) // 8
         else:
             first, end = self.start + self.offset * width, self.start + (last + 1) * width
-        if self.start < 0 or first < 0 or end > self.space.data.numel():
+        if first < 0 or end > self.space.data.numel():
             raise Fault(f"{self.space.name}: bytes {first} to {end} are used of "
                         f"{self.space.data.numel()}")
         if self.start % max(self.space.align, width):
             raise Fault(f"{self.space.name}: a buffer at {self.start} must be aligned to "
                         f"{max(self.space.align, width)} bytes")
+        if self.dtype == "i1" and (self.offset % 8 or not self._contiguous()):
+            return self._mask_bytes().reshape(-1)
         if self._contiguous():
             return slice(first, end)
         at = np.zeros((), np.int64)
@@ -113,6 +132,24 @@ class View:
             at = at[..., None] + np.arange(size) * stride
         return ((self.start + (at.reshape(-1, 1) + self.offset) * width)
                 + np.arange(width)).reshape(-1)
+
+    def _mask_row(self) -> tuple[int, int]:
+        """Bits that stand side by side, and the bytes that they take."""
+        bits = prod(self.sizes) if self._contiguous() else self.sizes[-1]
+        return max(bits, 1), -(-max(bits, 1) // 8)
+
+    def _mask_bytes(self) -> NDArray[np.int64]:
+        """[rows, bytes] of a mask whose rows stand apart."""
+        if self.sizes and self.sizes[-1] != 1 and self.strides[-1] != 1:
+            raise Fault(f"{self.space.name}: the bits of a mask must stand side by side")
+        at = np.full((), self.offset, np.int64)
+        for size, stride in zip(self.sizes[:-1], self.strides[:-1], strict=True):
+            at = at[..., None] + np.arange(size) * stride
+        if (at % 8).any():
+            raise Fault(f"{self.space.name}: a mask must begin on a whole byte")
+        found: NDArray[np.int64] = (self.start + at.reshape(-1, 1) // 8
+                                    + np.arange(self._mask_row()[1]))
+        return found
 
     def read(self) -> Tensor:
         """The elements in the order of the view; masks as bool.
@@ -122,8 +159,9 @@ class View:
         """
         span = self.span()
         if self.dtype == "i1":
-            bits = np.unpackbits(self.space.data.numpy()[span], bitorder="little")
-            return torch.from_numpy(bits[:prod(self.sizes)].astype(bool)).view(self.sizes)
+            held = self.space.data.numpy()[span].reshape(-1, self._mask_row()[1])
+            bits = np.unpackbits(held, axis=-1, bitorder="little")[:, :self._mask_row()[0]]
+            return torch.from_numpy(bits.astype(bool)).reshape(self.sizes)
         value = self._elements().clone()
         if self.space.on_chip:
             foreign = self.space.owner[span] != self.owner
@@ -136,10 +174,16 @@ class View:
         """Put a tensor's elements there."""
         span = self.span()
         if self.dtype == "i1":
-            bits = np.packbits(value.numpy().reshape(-1), bitorder="little")
-            self.space.data.numpy()[span] = bits
+            rows = value.numpy().reshape(-1, self._mask_row()[0])
+            packed = np.packbits(rows, axis=-1, bitorder="little")
+            self.space.data.numpy()[span] = packed.reshape(-1)
             return
         self._elements().copy_(value.to(DTYPES[self.dtype]))
+
+    def would_change(self, value: Tensor) -> bool:
+        """Whether writing these elements would leave other bits."""
+        new = value.to(DTYPES[self.dtype]).contiguous().view(torch.uint8)
+        return not torch.equal(self._elements().contiguous().view(torch.uint8), new)
 
     def _elements(self) -> Tensor:
         dtype = DTYPES[self.dtype]

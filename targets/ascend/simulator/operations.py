@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 
 from .clocks import Fault
+from .llvm import llvm_op
 from .memory import DTYPES, Space, View
-from .parse import Evaluate, Op
+from .parse import Op
+from .values import Values, constant_of, operands_of
 from .work import NotModelled
 
-_CONSTANT = re.compile(r"(true|false|0x[0-9A-F]+|[-+.\de]+)(?: : (\w+))?")
 _INTEGER: Mapping[str, Callable[[int, int], int]] = {
     "addi": lambda a, b: a + b, "subi": lambda a, b: a - b, "muli": lambda a, b: a * b,
     "divsi": lambda a, b: abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1),
@@ -27,52 +27,15 @@ _INTEGER: Mapping[str, Callable[[int, int], int]] = {
 _FLOAT: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "addf": torch.add, "subf": torch.sub, "mulf": torch.mul, "divf": torch.div,
     "maximumf": torch.maximum, "minimumf": torch.minimum}    # the last two keep NaN, as MLIR's do
+_MATH: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "exp": torch.exp, "log": torch.log,
+    "absf": torch.abs, "floor": torch.floor}
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "slt": lambda a, b: a < b,
     "sle": lambda a, b: a <= b, "sgt": lambda a, b: a > b, "sge": lambda a, b: a >= b}
 _MEMREF = re.compile(r"memref<([^,>]+)(?:, strided<\[(.*?)\](?:, offset: [^>]*)?>)?"
                      r"(?:, #hivm\.address_space<(\w+)>)?>")
 _LISTS = re.compile(r"\[([^\[\]]*)\]")
-
-
-class Values:
-    """The values of a function by name, and the module's affine maps."""
-
-    def __init__(self, maps: Mapping[str, Evaluate], start: Mapping[str, Any]):
-        self._maps, self._values = maps, dict(start)
-
-    def __getitem__(self, name: str) -> Any:
-        """A value, or a number that is written out."""
-        return self._values[name] if name.startswith("%") else int(name)
-
-    def set(self, names: Sequence[str], values: Sequence[Any]) -> None:
-        """Name results."""
-        self._values.update(zip(names, values, strict=True))
-
-    def apply(self, name: str, operands: Sequence[str]) -> tuple[int, ...]:
-        """An affine map's results."""
-        return self._maps[name]([self[o] for o in operands])
-
-
-def _operands(text: str) -> list[str]:
-    return re.findall(r"%[\w#-]+", text.split(" : ")[0])
-
-
-def _constant(text: str) -> float:
-    match = _CONSTANT.match(text)
-    assert match is not None, text
-    literal, dtype = match[1], match[2] or "i1"
-    if literal in ("true", "false"):
-        return literal == "true"
-    if dtype[0] in "fb":             # f16, f32, bf16; hexadecimal is the bit pattern
-        if not literal.startswith("0x"):
-            return float(literal)
-        bits = int(literal, 16)
-        if dtype == "f16":
-            return float(struct.unpack("<e", struct.pack("<H", bits))[0])
-        return float(struct.unpack("<f", struct.pack("<I", bits << (16 if dtype == "bf16" else 0)
-                                                     ))[0])
-    return int(literal, 0)
 
 
 def _bitcast(value: float, before: str, after: str) -> float:
@@ -85,14 +48,20 @@ def _bitcast(value: float, before: str, after: str) -> float:
 def scalar_op(op: Op, values: Values) -> Any:
     """A number, or of arith.select whatever is selected."""
     kind, _, what = op.name.partition(".")
+    if kind == "llvm" or op.name == "builtin.unrealized_conversion_cast":
+        return llvm_op(op, values)
     if kind == "affine" and what in ("apply", "min", "max"):
         name, _, rest = op.rest.partition("(")
-        results = values.apply(name.strip(), _operands(rest))
+        results = values.apply(name.strip(), operands_of(rest))
         return max(results) if what == "max" else min(results)   # of apply there is one
+    if kind == "math" and what in _MATH:
+        (operand,), dtype = operands_of(op.rest), DTYPES[op.rest.rsplit(" : ", 1)[1].strip()]
+        result: float = _MATH[what](torch.tensor(values[operand], dtype=dtype)).item()
+        return result
     if kind == "arith":
         if what == "constant":
-            return _constant(op.rest)
-        operands = [values[o] for o in _operands(op.rest)]
+            return constant_of(op.rest)
+        operands = [values[o] for o in operands_of(op.rest)]
         if what in _INTEGER:
             return _INTEGER[what](*(int(o) for o in operands))
         if what in _FLOAT:           # rounded as its type is
@@ -110,6 +79,14 @@ def scalar_op(op: Op, values: Values) -> Any:
     raise NotModelled(f"line {op.line}: {op.name} is not modelled")
 
 
+def stack_of(op: Op) -> View:
+    """A variable of the scalar unit."""
+    *dims, dtype = _type(op.rest)
+    sizes = tuple(int(d) for d in dims)
+    data = torch.full((prod(sizes) * DTYPES[dtype].itemsize,), 0xFF, dtype=torch.uint8)
+    return View(Space("stack", data, 1, on_chip=False), 0, dtype, 0, sizes, _strides(sizes))
+
+
 def _list(text: str, values: Values) -> tuple[int, ...]:
     return tuple(int(values[v.strip()]) for v in text.split(",") if v.strip())
 
@@ -119,7 +96,7 @@ def memref_op(op: Op, values: Values, spaces: Mapping[str, Space],
     """The View that a memref operation makes; extract_strided_metadata makes several values."""
     if op.name == "hivm.hir.pointer_cast":
         return _pointer(op, values, spaces, owners)
-    source: View = values[_operands(op.rest)[op.name == "memref.store"]]
+    source: View = values[operands_of(op.rest)[op.name == "memref.store"]]
     lists = [_list(t, values) for t in _LISTS.findall(op.rest.split(" : ")[0])] \
         if "shape" not in op.name else []
     match op.name:
@@ -162,7 +139,7 @@ def _strides(sizes: Sequence[int]) -> tuple[int, ...]:
 def _pointer(op: Op, values: Values, spaces: Mapping[str, Space], owners: dict[int, int]) -> View:
     *dims, dtype = _type(op.rest)
     space = spaces[_MEMREF.findall(op.rest)[-1][2]]
-    addresses = [values[o] for o in _operands(op.rest)]
+    addresses = [values[o] for o in operands_of(op.rest)]
     if len(addresses) != 1 or "?" in dims:
         raise NotModelled(f"line {op.line}: a pointer_cast of several addresses or unknown size")
     sizes = tuple(int(d) for d in dims)

@@ -10,6 +10,7 @@ from ..artifact import kernels
 
 _MAP = re.compile(r"^(#map\d*) = affine_map<(?:\((.*?)\))?(?:\[(.*?)\])? -> \((.*)\)>$", re.M)
 _TOKEN = re.compile(r"\s*(floordiv|ceildiv|mod|\w+|[-+*(),])")
+_LABEL = re.compile(r"(\^bb\d+)(?:\((.*)\))?:")
 _ARGUMENT = re.compile(r"(%arg\d+): (?:memref<\?x)?(\w+)")
 
 
@@ -75,6 +76,10 @@ def _region(lines: Sequence[str], at: int) -> tuple[tuple[Op, ...], int]:
     ops = []
     while not lines[at].lstrip().startswith("}"):
         line, number = lines[at].strip(), at + 1
+        if label := _LABEL.match(line):          # its parameters are like results
+            ops.append(Op(number, tuple(re.findall(r"%[\w-]+", label[2] or "")), label[1], ""))
+            at += 1
+            continue
         left, _, text = line.partition(" = ") if line.startswith("%") else ("", "", line)
         name = re.split(r"[ (\[]", text, maxsplit=1)[0]
         rest = text[len(name):].strip()
@@ -126,7 +131,10 @@ def _evaluator(inputs: str, body: str) -> Evaluate:
 
 
 class _Expression:
-    """Evaluates "(s0 * 3 + d0 floordiv 16) mod 2" by recursive descent."""
+    """Evaluates "(s0 * 3 + d0 floordiv 16) mod 2" by recursive descent.
+
+    Values may be arrays, so nothing is changed in place.
+    """
 
     def __init__(self, tokens: list[str], values: Mapping[str, int]):
         self._tokens, self._values, self._at = tokens, values, 0
@@ -141,9 +149,9 @@ class _Expression:
         value = self._product()
         while True:
             if self.take("+"):
-                value += self._product()
+                value = value + self._product()
             elif self.take("-"):
-                value -= self._product()
+                value = value - self._product()
             else:
                 return value
 
@@ -151,13 +159,13 @@ class _Expression:
         value = self._factor()
         while True:
             if self.take("*"):
-                value *= self._factor()
+                value = value * self._factor()
             elif self.take("floordiv"):
-                value //= self._factor()
+                value = value // self._factor()
             elif self.take("ceildiv"):
                 value = -(-value // self._factor())
             elif self.take("mod"):
-                value %= self._factor()
+                value = value % self._factor()
             else:
                 return value
 

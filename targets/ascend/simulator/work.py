@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
+from .clocks import Fault
 from .memory import View
 
 Value = Any                          # View, int, float or bool
@@ -44,3 +46,19 @@ def tiled(x: Tensor, view: View) -> Tensor:
 def untiled(x: Tensor) -> Tensor:
     """The inverse: [columns / c, rows / r, r, c] -> [rows, columns]."""
     return x.permute(1, 2, 0, 3).reshape(x.shape[1] * x.shape[2], -1)
+
+
+def check_operands(work_: Work) -> None:
+    """A result may stand on a source from its first byte on; scratch on nothing at all."""
+    pairs = [(a, work_.write, True) for a in work_.reads]
+    pairs += [(a, b, False) for a in (*work_.reads, work_.write) for b in work_.scratch]
+    for a, b, in_place in pairs:
+        first, second = a.span(), b.span()
+        if a.space is not b.space or not isinstance(first, slice) or not isinstance(second, slice):
+            continue
+        apart = max(first.start, second.start) >= min(first.stop, second.stop)
+        # a result with other sizes would overwrite what is still to be read
+        in_place = in_place and first.start == second.start and prod(a.sizes) == prod(b.sizes)
+        if not apart and not in_place:
+            raise Fault(f"{a.space.name}: one call's operands at {first.start} and {second.start} "
+                        "overlap")

@@ -1,0 +1,1 @@
+"""Named suites: `expertile bench run cpu-ops`, `cpu-limits`, `model`."""

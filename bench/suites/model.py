@@ -1,0 +1,133 @@
+"""The suite `model`: prefill, decode and end to end of whole checkpoints, against transformers."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...model import checkpoint
+from ...ops.models import preset
+from ...targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from .. import random_checkpoint
+from ..result import Case, Result
+from . import model_jobs
+from .runner import Options, Runner, result
+
+ENGINES = ("ours", "transformers float32", "transformers bfloat16")
+_FEWEST, _MOST, _ROUND_S = 3, 12, 300.0
+_LAYERS, _VOCAB = 2, 1024            # of the slice: one dense layer and one of experts
+
+
+@dataclass(frozen=True)
+class Load:
+    """A prompt of `ctx` tokens, then `count` tokens one by one."""
+
+    model: str
+    ctx: int
+    count: int
+    quick: bool = False
+
+
+LOADS = (Load("bundled", 128, 32, True), Load("bundled", 768, 32),
+         Load("v2-lite-slice", 128, 16, True), Load("v2-lite-slice", 1024, 16))
+
+
+def run(options: Options, quick: bool, only: Sequence[str], say: Callable[[str], None],
+        command: str) -> Result:
+    """Engines take turns, each in a process of its own; three cases come of every load."""
+    loads = [load for load in LOADS if (load.quick or not quick)
+             and (not only or any(text in load.model for text in only))]
+    if not loads:
+        raise ValueError(f"--only must name a model of the suite (bundled, v2-lite-slice), got "
+                         f"{list(only)}")
+    engines = ENGINES if find_spec("transformers") else ENGINES[:1]
+    runner, cases = Runner(options, say), []
+    if len(engines) == 1:
+        runner.missing["transformers"] = "not installed; run: pip install transformers"
+    end = time.monotonic() + options.seconds
+    skipped: list[str] = []
+    left = len(options.threads) * len(loads)
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
+        runner.open(stack)
+        paths = _checkpoints(Path(scratch), {load.model for load in loads})
+        for threads in options.threads:
+            for name in dict.fromkeys(load.model for load in loads):
+                with ExitStack() as inner:
+                    sides = _loaded(inner, runner, paths[name], engines, threads)
+                    for load in (x for x in loads if x.model == name):
+                        seconds = (end - time.monotonic()) / max(left, 1)
+                        left -= 1
+                        if seconds <= 0:
+                            skipped.append(f"{name} {load.ctx} {threads}T")
+                            continue
+                        cases += _measure(sides, load, threads, seconds, say)
+    return result(runner, tuple(cases), command, "model", skipped, ())
+
+
+def _checkpoints(scratch: Path, names: set[str]) -> dict[str, tuple[Path, Path]]:
+    """Ours and transformers' directory of each model."""
+    found = {}
+    if "bundled" in names:
+        ours = Path(checkpoint.__path__[0]) / "tiny-v3"
+        model_jobs.plain_copy(str(ours), str(scratch / "bundled"))
+        found["bundled"] = ours, scratch / "bundled"
+    if "v2-lite-slice" in names:
+        both = scratch / "slice"
+        random_checkpoint.write(preset("v2-lite"), both, _LAYERS, _VOCAB)
+        found["v2-lite-slice"] = both, both
+    return found
+
+
+def _loaded(stack: ExitStack, runner: Runner, paths: tuple[Path, Path], engines: Sequence[str],
+            threads: int) -> dict[str, Child]:
+    """A child for each engine that can hold the model."""
+    found = {}
+    for engine in engines:
+        child = Child(0)
+        stack.callback(child.close)
+        try:
+            _call(child, model_jobs.load, path=str(paths[engine != "ours"]), engine=engine,
+                  threads=threads)
+            found[engine] = child
+        except (ChildFailed, ChildCrashed, ChildTimeout) as e:
+            runner.missing[engine] = str(e)[-200:]
+    return found
+
+
+def _call(child: Child, job: Callable[..., Any], **arguments: Any) -> Any:
+    return child.call(f"{model_jobs.__name__}:{job.__name__}", _ROUND_S, **arguments)
+
+
+def _measure(sides: dict[str, Child], load: Load, threads: int, seconds: float,
+             say: Callable[[str], None]) -> list[Case]:
+    """Rounds of all engines, cut into the prompt, the tokens after it, and both together."""
+    start = time.monotonic()
+    found: dict[str, list[list[float]]] = {name: [] for name in sides}
+    for done in range(_MOST + 1):
+        for name, child in sides.items():
+            found[name].append(_call(child, model_jobs.tokens, ctx=load.ctx, count=load.count,
+                                     vocab=_VOCAB))
+        if done >= _FEWEST and time.monotonic() - start > seconds:
+            break
+    kept = {name: rounds[1:] for name, rounds in found.items()}      # the first one compiled
+    cuts: dict[str, Callable[[list[float]], tuple[float, ...]]] = {
+        "prefill": lambda r: (r[0],), "decode": lambda r: tuple(r[2:]), "end to end":
+        lambda r: (sum(r),)}
+    cases = []
+    for what, cut in cuts.items():
+        samples = {name: tuple(cut(r) for r in rounds) for name, rounds in kept.items()}
+        label = f"{load.model},ctx={load.ctx},new={load.count},{threads}T"
+        cases.append(Case(f"{what}[{label}]", f"model {what}", "ok" if "ours" in samples else
+                          "failed", {**({"head": samples["ours"]} if "ours" in samples else {}),
+                                     **samples}, evidence="L4 timed"))
+        told = ", ".join(f"{n} {statistics.median(x for b in s for x in b) / 1e3:.2f}"
+                         for n, s in samples.items())
+        say(f"{cases[-1].name}: {told} ms")
+    return cases

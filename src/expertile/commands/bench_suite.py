@@ -1,0 +1,135 @@
+"""`expertile bench run NAME`: the named suites, their tables and their reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from os import sched_getaffinity
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table as RichTable
+
+from .. import settings
+from .bench_options import command_line, interruptible
+from .bench_output import store
+from .options import console, ladder
+
+if TYPE_CHECKING:
+    from ..bench.result import Result
+
+NAMES = ("cpu-ops", "cpu-limits", "model")
+Name = Annotated[str | None, typer.Argument(
+    help="A named suite: cpu-ops, cpu-limits or model; without one, a model's operators.")]
+Report = Annotated[Path | None, typer.Option(
+    "--report", help="Of a named suite: one HTML file with all tables and plots; its result and "
+                     "its PNG files beside it.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Of a named suite: its short form.")]
+Minutes = Annotated[float | None, typer.Option(
+    "--budget", help="Minutes for a named suite; by default 18, and 5 with --quick. What finds no "
+                     "time is named in the report.")]
+Threads = Annotated[str | None, typer.Option(
+    "--threads", help="Thread counts of a named suite, e.g. 1,2; by default 1 and all CPUs.")]
+Only = Annotated[list[str] | None, typer.Option(
+    "--only", help="Only cases of a named suite with this in their name (repeatable).")]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line said of a named suite."""
+
+    report: Path | None
+    quick: bool
+    minutes: float | None
+    threads: str | None
+    only: list[str]
+    configs: str
+    db: str | None
+    out: Path | None
+    writes: list[tuple[str, Path]]
+    as_json: bool
+
+
+def run_named(name: str, wanted: Wanted) -> None:
+    """Measure a suite, show its tables, write its files. Exit code 4 when a case is wrong."""
+    from ..bench.gate import OK, WRONG
+
+    if name not in NAMES:
+        raise ValueError(f"a suite must be one of {', '.join(NAMES)}, got {name!r}; a file of "
+                         "bench_* functions goes to --suite")
+    with interruptible():
+        result = _measure(name, wanted)
+    store(result, None, wanted.out, wanted.writes)
+    if wanted.report is not None:
+        write_report(result, wanted.report)
+    if wanted.as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        show_tables(result)
+    broken = any(c.status in ("wrong", "failed") for c in result.cases)
+    raise typer.Exit(WRONG if broken else OK)
+
+
+def _measure(name: str, wanted: Wanted) -> Result:
+    from ..bench.suites import model, points, run
+    from ..bench.suites.runner import Options
+
+    cpus = len(sched_getaffinity(0))
+    threads = ladder(wanted.threads, "threads", tuple(sorted({1, cpus})))
+    found = settings.read()
+    minutes = wanted.minutes or (5.0 if wanted.quick else 18.0)
+    options = Options(threads, 60 * minutes, str(found.cache_dir), wanted.configs,
+                      wanted.db or found.db, str(found.user_db),
+                      "casts" if wanted.quick else "all")
+    if name == "model":
+        return model.run(options, wanted.quick, wanted.only, _say, command_line())
+    if name == "cpu-limits":
+        return run.limits_only(options, _say, command_line())
+    cases = [p for p in points.cpu_ops(threads, wanted.quick)
+             if not wanted.only or any(text in p.name for text in wanted.only)]
+    if not cases:
+        raise ValueError(f"--only must name cases of the suite, got {wanted.only}; cases are "
+                         "called like moe-decode-fp8[v2-lite,tokens=1,2T]")
+    return run.run(cases, options, _say, command_line(), name)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_report(result: Result, path: Path) -> None:
+    """PATH, and beside it PATH's stem with .json, -roofline.png and -growth.png."""
+    from ..bench.outputs import plots, suite_page
+    from ..bench.result import write, write_text
+
+    write(path.with_suffix(".json"), result)
+    pictures: dict[str, bytes] = {}
+    drawn = (("Roofline", plots.roofline, "-roofline.png"),
+             ("Growth", plots.growth, "-growth.png"))
+    for title, draw, ending in drawn if result.settings["suite"] == "cpu-ops" else ():
+        try:
+            pictures[title] = draw(result)
+        except ValueError as e:
+            _say(f"without the plot {title.lower()}: {e}")
+            continue
+        path.with_name(path.stem + ending).write_bytes(pictures[title])
+    write_text(path, suite_page.render(result, pictures))
+
+
+def show_tables(result: Any) -> None:
+    """The tables of a suite on the terminal."""
+    from ..bench.suites.table import notes, tables
+
+    for table in tables(result):
+        if table.title == "Cases":       # told while they ran; the report has them all
+            continue
+        drawn = RichTable(*(h.replace("[", "\\[") for h in table.heads), title=table.title)
+        for row in table.rows:
+            drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
+        console().print(drawn)
+        if table.note:
+            console().print(table.note, markup=False, highlight=False, soft_wrap=True)
+    for note in notes(result):
+        console().print(note, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The second way to an Ascend NPU, for comparison: our Triton kernels through triton-ascend."""

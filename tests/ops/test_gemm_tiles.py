@@ -1,0 +1,89 @@
+"""The GEMM tiles on CPUs: both arithmetics, both forms of tile, every FP8 code, slices of K."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from expertile import ops, targets
+from expertile.ops._tvm.llvm import _bfloat_of
+from expertile.ops._tvm.tiles import takes_pairs
+from expertile.ops.spec import Shape
+from expertile.targets.base import Target
+from tests.conformance import check_config
+
+OP = ops.load("gemm_nt")
+FP8 = torch.float8_e4m3fn
+FP8_NAME = "float8_e4m3fn"
+
+
+def shape_of(a: str, w: str, tokens: int, n: int, k: int, block: int) -> Shape:
+    return {"tokens": tokens, "n": n, "k": k, "a_dtype": a, "w_dtype": w, "out_dtype": "float32",
+            "block_n": 1 if block == k else block, "block_k": block}
+
+
+def default(target: Target, shape: Shape) -> dict[str, object]:
+    return dict(ops.lowering(OP.name, "tvm").space(target, shape).default())
+
+
+@pytest.mark.parametrize(("a", "w", "block"), [
+    ("bfloat16", FP8_NAME, 64), ("bfloat16", "bfloat16", 64), (FP8_NAME, FP8_NAME, 64),
+    ("bfloat16", "int8", 320)])
+def test_whole_vectors_match_the_reference(cpu: Target, a: str, w: str, block: int) -> None:
+    """K of whole vectors, which the odd shapes have not; panels of a part of K, too."""
+    shape = shape_of(a, w, 40, 100, 320, block)
+    check_config(OP, cpu, shape, {**default(cpu, shape), "kc": 512})
+    small = shape_of(a, w, 40, 100, 1088, 1088 if block == 320 else block)
+    check_config(OP, cpu, small, {**default(cpu, small), "kc": 512, "panel": "6x4"})
+
+
+@pytest.mark.parametrize("a", ["bfloat16", "float32", FP8_NAME])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("arch", [None, "x86-avx2"])
+def test_every_fp8_code_is_exact(cpu: Target, a: str, rows: int, arch: str | None) -> None:
+    """One-hot rows pick columns of W: each result is one weight, bit for bit."""
+    target = cpu if arch is None else targets.load("cpu", arch=arch)
+    codes = torch.arange(256).repeat(4)
+    codes[(codes & 0x7F) == 0x7F] = 0            # NaN codes read as 480
+    b = codes[torch.randperm(1024, generator=torch.Generator().manual_seed(0))]
+    b = b.to(torch.uint8).view(FP8).view(16, 64)
+    shape = shape_of(a, FP8_NAME, rows, 16, 64, 64)
+    kernel = ops.lowering(OP.name, "tvm").build(target, shape, default(target, shape))
+    got = torch.empty(rows, 16)
+    for first in range(0, 64, rows):
+        x = torch.eye(64)[first:first + rows].to(getattr(torch, a))
+        scale = torch.ones(len(x), 1) if x.dtype == FP8 else None
+        out = got[:len(x)]
+        kernel(x, scale, b, torch.ones(16, 1), 1, 64, torch.float32, out=(out,))
+        assert torch.equal(out, b.float().T[first:first + rows])
+
+
+def test_bfloat16_bits_of_codes() -> None:
+    """The table behind the look-ups, against torch's decoding."""
+    codes = torch.arange(127, dtype=torch.uint8)
+    bits = torch.tensor([_bfloat_of(int(c)) for c in codes], dtype=torch.int16)
+    assert torch.equal(bits.view(torch.bfloat16).float(), codes.view(FP8).float() / 256)
+
+
+def test_subnormal_bfloat16_counts_as_zero_at_most(cpu: Target) -> None:
+    """dpbf16ps reads subnormals as zero: below 1.2e-38 nothing is promised, above it all is."""
+    shape = shape_of("bfloat16", "bfloat16", 20, 32, 64, 64)
+    kernel = ops.lowering(OP.name, "tvm").build(cpu, shape, default(cpu, shape))
+    a = torch.ones(20, 64, dtype=torch.bfloat16)
+    a[:, 0] = 2.0**-130
+    b = torch.ones(32, 64, dtype=torch.bfloat16)
+    b[0] = 2.0**-126
+    got = torch.empty(20, 32)
+    kernel(a, None, b, None, 64, 64, torch.float32, out=(got,))
+    assert torch.equal(got[:, 1:], torch.full((20, 31), 63.0))
+    assert (got[:, 0] == 63 * 2.0**-126).all()
+
+
+def test_pairs_only_where_they_are_exact() -> None:
+    assert takes_pairs(("bf16",), "bfloat16", FP8_NAME, 512, 128)
+    assert takes_pairs(("bf16",), FP8_NAME, FP8_NAME, 512, 128)
+    assert not takes_pairs(("bf16",), "float32", "bfloat16", 512, 128)
+    assert not takes_pairs(("bf16",), "bfloat16", "float32", 512, 128)
+    assert not takes_pairs(("bf16",), FP8_NAME, "bfloat16", 512, 128)
+    assert not takes_pairs(("vnni",), "bfloat16", "bfloat16", 512, 128)
+    assert not takes_pairs(("bf16",), "bfloat16", FP8_NAME, 512, 33)     # a pair has one scale

@@ -1,0 +1,34 @@
+"""The legality model errs one way: it says "fits" only of what the compiler takes."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ascendnpuir", reason="needs expertile[ascend]")
+pytest.importorskip("tvm", reason="needs expertile[ascend]")
+
+from expertile.bench import ascend_tiles
+from expertile.targets.ascend.devices import find
+from expertile.targets.ascend.legality import fit, live_bytes
+from tests.targets.data.ascend import kernels
+
+DEVICE = find("910b3")
+NAMES = ["gemm_nt", "m_grouped_gemm_nt_masked", "silu_mul", "per_token_group_quant_fp8"]
+
+
+def test_never_says_fits_where_the_compiler_refuses() -> None:
+    tiles = list(ascend_tiles.tiles("910b3", NAMES, 24, seed=3))
+    assert all(t.accepted for t in tiles if ascend_tiles.said_fits(t))
+    assert {t.accepted for t in tiles} == {True, False}
+    sure = sum(ascend_tiles.said_fits(t) for t in tiles)
+    assert sure >= 0.8 * sum(t.accepted for t in tiles)          # and it is no mere coward
+
+
+def test_a_products_tiles_are_counted() -> None:
+    live = live_bytes(kernels.gemm(512, 1024, 128, 256, 64))
+    assert live["cc"] == 128 * 256 * 4
+    assert live["cbuf"] == (128 + 256) * 64 * 2
+    verdict = fit(kernels.gemm(512, 512, 256, 256, 64), DEVICE)
+    assert not verdict.fits and verdict.reason == "cc may overflow: up to 2097152 of 1048576 bits"
+    assert fit(kernels.gemm(512, 512, 256, 256, 64), find("950pr_9599")).fits
+    assert fit(kernels.gemm(512, 1024, 128, 256, 64), DEVICE).reason == ""
