@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -48,9 +49,15 @@ def is_sound(path: Path) -> bool:
         return False
 
 
-@cache
+_mine = threading.local()            # a child dies with the thread that started it
+
+
 def _builder() -> Child:
-    return Child()
+    """This thread's compiler process."""
+    child: Child | None = getattr(_mine, "child", None)
+    if child is None:
+        child = _mine.child = Child()
+    return child
 
 
 def build_in_child(target: CpuTarget, op_name: str, static: Shape, config: Config,

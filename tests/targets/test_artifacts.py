@@ -81,3 +81,16 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
                        child=Child(), timeout_s=60)
     assert failed.value.status == "build_error"
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("*.sha256"))
+
+
+def test_a_thread_that_ends_takes_nobody_elses_compiler_with_it() -> None:
+    """The kernel kills a child with the thread that started it, so threads do not share one."""
+    from threading import Thread
+
+    from expertile.targets.cpu.artifacts import _builder
+
+    found = []
+    other = Thread(target=lambda: found.append(_builder()))
+    other.start()
+    other.join()
+    assert found[0] is not _builder() and _builder() is _builder()
