@@ -61,7 +61,8 @@ def test_fp8_cache_write(device: str) -> None:
 def test_the_compiler_takes_the_default(device: str, name: str, tmp_path: Path) -> None:
     seen = examined(device, name, v3(name, last=True), tmp_path)
     assert seen.legal and not seen.warnings, seen.reason
-    assert seen.evidence == "L1 lowered" and seen.modelled_us is not None
+    assert seen.evidence == "L1 lowered"
+    assert (seen.modelled_us is None) == (device == C310)    # the 950 has no model
     for kernel in seen.kernels:
         assert kernel["task_type"] == "vector" and kernel["ub_bytes"] > 0 and kernel["calls"]
         assert max(b["address"] + b["size"] for b in kernel["plan"]) == kernel["ub_bytes"]
