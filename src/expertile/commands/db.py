@@ -97,18 +97,23 @@ def import_(source: Annotated[Path, typer.Argument(help="JSON-lines file to read
 @app.command("merge")
 def merge(sources: Annotated[list[Path], typer.Argument(help="Databases to take from.")],
           db: Db = None) -> None:
-    """Add other databases' records; of two winners of one key the later one stays."""
-    from ..tuning_db.store import TuningDB
+    """Add other databases' records; a measured one stays before a modelled one, then the later."""
+    from ..tuning_db.store import TuningDB, config_hash
+
+    def slot(r: Any) -> tuple[str, str, str]:
+        return r.key.hash, r.role, config_hash(r.config) if r.role == "candidate" else ""
+
+    def worth(r: Any) -> tuple[bool, str]:
+        return not r.is_modelled, r.provenance.time
 
     with TuningDB(where(db)) as store:
-        kept = {(r.key.hash, r.role, str(dict(r.config)) if r.role == "candidate" else ""):
-                r.provenance.time for r in store.records()}
+        kept = {slot(r): worth(r) for r in store.records()}
         added = 0
         for source in sources:
             with TuningDB(source, read_only=True) as other:
-                newer = [r for r in other.records() if r.provenance.time > kept.get(
-                    (r.key.hash, r.role, str(dict(r.config)) if r.role == "candidate" else ""),
-                    "")]
-            store.add(*newer)
-            added += len(newer)
+                better = [r for r in other.records()
+                          if worth(r) > kept.get(slot(r), (False, ""))]
+            store.add(*better)
+            kept |= {slot(r): worth(r) for r in better}
+            added += len(better)
     print(f"{added} records added to {where(db)}")
