@@ -42,10 +42,10 @@ def tune_shape(job: Job) -> Outcome:
     try:
         while True:
             _explore(job, pool, search, site)
-            if search.wait():
+            if search.wait() or job.left() <= 0:     # what a dead worker left stays untried
                 break
         with search.alone():
-            return _decide(job, pool, site)
+            return _decide(job, pool, search, site)
     finally:
         search.close()
 
@@ -95,13 +95,15 @@ def _tell(job: Job, search: Search | SharedSearch, configs: list[Config]) -> Non
         search.tell(config, log_ratio(job.rows[config_text(config)]))
 
 
-def _decide(job: Job, pool: Pool, site: Site) -> Outcome:
+def _decide(job: Job, pool: Pool, search: Search | SharedSearch, site: Site) -> Outcome:
     """The verdict, unless another worker has stored it."""
     before = _measured(job.db.winner(job.key))
     if before is not None and covers(before.provenance, job.budget, len(pool)):
         return Outcome(before, before.provenance.trials, resumed=True)
     job.read_rows(pool)
     default = pool.configs[0]
+    if config_text(default) not in job.rows:         # its worker died, and time is over
+        _try(job, pool, search, site, [default])
     of_default = job.rows[config_text(default)]
     if of_default.status != "ok":
         return Outcome(of_default, len(job.rows), resumed=False)

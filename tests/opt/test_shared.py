@@ -15,7 +15,7 @@ import pytest
 from expertile.opt import Budget, tune
 from expertile.opt.job import Method
 from expertile.opt.pool import Pool
-from expertile.opt.shared import Storage
+from expertile.opt.shared import SharedSearch, Storage
 from expertile.targets.null import NullTarget
 from expertile.tuning_db.key import key_of
 from expertile.tuning_db.store import TuningDB
@@ -86,8 +86,6 @@ def test_a_finished_study_answers_at_once(url: str) -> None:
 
 def test_a_dead_askers_config_is_tried_again(url: str) -> None:
     """Killed between asking and the first heartbeat: Optuna alone would wait for it for ever."""
-    from expertile.opt.shared import SharedSearch
-
     storage = Storage(url, heartbeat_s=1, grace_s=3600)
     pool = Pool(TARGET.space(OP, SHAPE))
     search = SharedSearch(storage, "dead", pool, 0)
@@ -97,6 +95,21 @@ def test_a_dead_askers_config_is_tried_again(url: str) -> None:
     search.tell(first, 0.0)
     search.close()
     storage.close()
+
+
+def test_a_tune_ends_when_time_is_over_though_a_dead_workers_default_waits(
+        url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has time for what waits; the default is measured all the same, for the verdict."""
+    monkeypatch.setattr("expertile.opt.shape.FEWEST_TRIALS", 0)
+    shape, storage = {**SHAPE, "tokens": 2}, Storage(url)
+    name = f"expertile {key_of(OP, TARGET, shape).hash}"
+    search = SharedSearch(storage, name, Pool(TARGET.space(OP, shape)), 0)
+    search.study.enqueue_trial({"tile": 32, "unroll": 1, "split": 1})
+    search.close()
+    (outcome,) = tune(OP, NullTarget(), [shape], url, Budget(seconds=1e-6),
+                      method=Method(storage=storage))
+    storage.close()
+    assert outcome.record.decision == "default kept" and outcome.trials == 1
 
 
 def test_what_is_no_server_is_one_error(tmp_path: Path) -> None:
