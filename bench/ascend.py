@@ -33,7 +33,7 @@ def _configs(args: argparse.Namespace) -> bool:
         for name in ascend_configs.wanted(args.op):
             found = ascend_configs.tally(name, args.device, args.count, args.seed,
                                          "simulate" if args.simulate else "emulate",
-                                         Path(scratch))
+                                         Path(scratch), args.skip)
             print(f"{name}: {found.right} right, {len(found.wrong)} wrong, {len(found.refused)} "
                   f"refused, {len(found.unknown)} not modelled, {found.seconds:.0f} s", flush=True)
             for line in (*found.wrong, *found.unknown):
@@ -98,7 +98,9 @@ def main() -> None:
         made.add_argument("--json", action="store_true")
         return made
 
-    command("configs", _configs, 200).add_argument("--simulate", action="store_true")
+    configs = command("configs", _configs, 200)
+    configs.add_argument("--simulate", action="store_true")
+    configs.add_argument("--skip", type=int, default=0, help="draws before the first: in parts")
     command("tiles", _tiles, 500)
     mutate = what.add_parser("mutations")
     mutate.set_defaults(run=_mutations)

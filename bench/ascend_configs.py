@@ -65,16 +65,17 @@ def _is_bound(op: Operator, axis: str) -> bool:
     return "ctx" in op.dynamic or (axis == "n" and op.name == "weight_dequant")
 
 
-def tally(op_name: str, device: str, count: int, seed: int, mode: Mode, cache_dir: Path
-          ) -> Tally:
-    """Try `count` configs of an operator, each on two of its calls."""
+def tally(op_name: str, device: str, count: int, seed: int, mode: Mode, cache_dir: Path,
+          skip: int = 0) -> Tally:
+    """Try `count` configs of an operator after the first `skip`, each on two of its calls."""
     began = time.monotonic()
     op = ops.load(op_name)
     target = targets.load("ascend", unit=device, mode=mode, cache_dir=cache_dir)
     assert isinstance(target, AscendTarget)
     right = 0
     wrong, refused, unknown = list[str](), list[str](), list[str]()
-    for number, (shape, config) in enumerate(islice(draws(target, op, seed), 4 * count)):
+    drawn = enumerate(islice(draws(target, op, seed), skip + 4 * count))
+    for number, (shape, config) in islice(drawn, skip, None):
         if right + len(wrong) + len(unknown) == count:
             break
         try:

@@ -46,11 +46,11 @@ def decoded(k: Kernel, shape: tuple[int, int], load: Any, dtype: str, nan: bool 
     wide = k.new(shape, "int16", lambda i, j: T.Cast("int16", load(i, j)))
     bits = k.new(shape, "int16", lambda i, j: T.bitwise_and(
         T.shift_left(wide[i, j], T.int16(7)), T.int16(0xBF80 - 0x10000)))
-    if nan:
-        k.put(bits, lambda i, j: T.Select(
-            T.bitwise_and(wide[i, j], T.int16(NAN_CODE)) == T.int16(NAN_CODE),
-            T.int16(_HALF_NAN), bits[i, j]))
     half = k.new(shape, "float16", lambda i, j: T.reinterpret("float16", bits[i, j]))
+    if nan:                          # compared as float16: the 910B compares int16 one by one
+        k.put(bits, lambda i, j: T.Select(T.fabs(half[i, j]) > T.float16(E4M3_MAX / 256),
+                                          T.int16(_HALF_NAN), bits[i, j]))
+        half = k.new(shape, "float16", lambda i, j: T.reinterpret("float16", bits[i, j]))
     if dtype == "float16":
         return half
     return k.new(shape, "float32", lambda i, j: T.Cast("float32", half[i, j]) * T.float32(256.0))

@@ -148,18 +148,20 @@ class Operands:
     b: Any                           # [experts * N, K]
     b_scale: Any                     # [experts * ceil(N / scale_n), ceil(K / scale_k)]
     out: Any                         # [rows, N]
+    a_rest: Any = None               # what rounding took from a: another operand of this shape
 
 
 def operands(k: Kernel, target: AscendTarget, g: Gemm, rows: Any, experts: Any,
-             out: tuple[Any, Any] | None = None) -> Operands:
+             out: tuple[Any, Any] | None = None, rest: bool = False) -> Operands:
     """Declare the tensors, in the order of the operators' arguments; out is [rows, n] if None."""
     scales_n, scales_k = -(-g.n // g.scale_n), -(-g.k // g.scale_k)
     a = k.tensor("a", (rows, g.k), stored(target, g.a))
+    a_rest = k.tensor("a_rest", (rows, g.k), g.a) if rest else None
     a_scale = k.tensor("a_scale", (rows, scales_k), "float32") if g.a in QUANTISED else None
     b = k.tensor("b", (experts * g.n, g.k), stored(target, g.w))
     b_scale = (k.tensor("b_scale", (experts * scales_n, scales_k), "float32") if g.w in QUANTISED
                else None)
-    return Operands(a, a_scale, b, b_scale, k.tensor("out", out or (rows, g.n), g.out))
+    return Operands(a, a_scale, b, b_scale, k.tensor("out", out or (rows, g.n), g.out), a_rest)
 
 
 def product(k: Kernel, g: Gemm, t: Operands, row: Callable[[Any], Any], count: Any, expert: Any,
@@ -193,6 +195,9 @@ def product(k: Kernel, g: Gemm, t: Operands, row: Callable[[Any], Any], count: A
                      (g.block_n, g.block_k), columns, scale_b, one_scale)
         if g.late or not g.promoted:
             k.matmul(acc, a, b, transposed=True)
+            if t.a_rest is not None:
+                k.matmul(acc, _operand(k, g, g.a, t.a_rest, row, first, (g.block_m, g.block_k),
+                                       count, None), b, transposed=True)
         else:
             part = k.fill((g.block_m, g.block_n), g.sums, 0)
             k.matmul(part, a, b, transposed=True)

@@ -119,8 +119,18 @@ def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
                 return cast(number, (keys, w))
 
             def factor(c: int) -> Any:
-                return None if kind != "fp8" else k.new((keys,), "float32", lambda i:
-                    T.if_then_else(i < known, cache_f32[row(i), dv // 4 + c], T.float32(0)))
+                if kind != "fp8":
+                    return None
+
+                def scale_of(i: Any, *o: Any) -> Any:
+                    return T.if_then_else(i < known, cache_f32[row(i), dv // 4 + sum(o, c)],
+                                          T.float32(0))
+
+                if page % keys == 0:
+                    return k.new((keys,), "float32", scale_of)
+                # fetched one by one into one row, each would wipe those before it
+                apart = k.new((keys, 1), "float32", scale_of)
+                return k.new((keys,), "float32", lambda i: apart[i, 0])
 
             factors = [factor(c) for c in range(len(widths))]
             values = [latent(first, w) for first, w in zip(starts, widths, strict=True)]

@@ -1,4 +1,7 @@
-"""Ascend lowering: rows that have a slot are gathered, normalised, rotated, and scattered."""
+"""Ascend lowering: rows that have a slot are gathered, normalised, rotated, and scattered.
+
+Bit for bit as defined in float64, which the vector cores lack (ops/_ascend/exact.py).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from torch import Tensor
 from tvm.script.ir_builder import tirx as T
 
 from .._ascend.casts import cast_rows, compiler_flags, narrowed, row_space, widened
+from .._ascend.exact import halves, inverse_root_mean_square, rotated
 from .._ascend.fp8 import stored
-from .._ascend.tile import Kernel as Tiles
 from .._ascend.tile import kernel
 from ..fp8 import AMAX_FLOOR
 from ..numerics import as_dtype
@@ -25,17 +28,18 @@ if TYPE_CHECKING:
 def space(target: AscendTarget, shape: Shape) -> Space:
     """Rows of a tile."""
     width = int(shape["kv_lora"]) + int(shape["rope"])
-    return row_space(target, int(shape["tokens"]), width * 20)
+    return row_space(target, int(shape["tokens"]),
+                     width * (44 if shape["dtype"] == "float32" else 28))
 
 
 def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
-    """append(eps, tokens, kept [1], token, slot, position [tokens], x, w, table, cache views)."""
+    """append(eps, its rest, tokens, slots, positions, kept [1], tables, x, w, cos_sin, caches)."""
     dv, rope, dtype, kind = (int(shape["kv_lora"]), int(shape["rope"]), str(shape["dtype"]),
                              str(shape["cache"]))
     rows, width = int(config["rows"]), row_width(dv, rope, as_dtype(kind))
-    fp8, groups = kind == "uint8", dv // GROUP
+    fp8, groups, short = kind == "uint8", dv // GROUP, dtype != "float32"
     with kernel("mla_kv_append") as k:
-        eps = k.float_scalar("eps")
+        eps = k.float_scalar("eps"), k.float_scalar("eps_rest")
         tokens, slots, positions = k.scalar("tokens"), k.scalar("slots"), k.scalar("positions")
         kept = k.tensor("kept", (1,), "int32")
         token, slot, position = (k.tensor(name, (tokens,), "int32")
@@ -55,36 +59,30 @@ def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
             return widened(k, k.new((rows, w), dtype, lambda i, j: x[
                 token[first + i], start + j * step], there))
 
-        squares = k.fill((rows,), "float32", 0)
-        # one sum over all columns would err by many ulp
-        parts = next(p for p in (4, 7, 5, 3, 2, 1) if dv % p == 0)
-        for p in range(parts):
-            square_part(k, squares, source(p * (dv // parts), dv // parts))
-        norm = k.new((rows,), "float32", lambda i: T.sqrt(
-            squares[i] * T.float32(1.0 / dv) + eps))
-        inverse = k.new((rows,), "float32", lambda i: T.float32(1.0) / norm[i])
-        def cast_part(g: int, part: Any) -> None:
+        # of a cache with scales, what one of them belongs to
+        pieces = [(g * GROUP, GROUP) for g in range(groups)] if fp8 else [(0, dv)]
+        parts = [source(*piece) for piece in pieces]
+        inverse = inverse_root_mean_square(k, parts, eps, short)
+
+        def cast_part(start: int, part: Any) -> None:
             cast_rows(k, target, part, T.float32(AMAX_FLOOR), False,
                       lambda tile, value: k.store(
-                          cache, (rows, GROUP), lambda i, j: (slot[first + i], g * GROUP + j),
+                          cache, (rows, GROUP), lambda i, j: (slot[first + i], start + j),
                           lambda i, j: value(tile, i, j), there),
                       lambda factor: k.store(
-                          scales, (rows, 1), lambda i, o: (slot[first + i], dv // 4 + g + o),
+                          scales, (rows, 1), lambda i, o: (slot[first + i],
+                                                           dv // 4 + start // GROUP + o),
                           lambda i, o: factor[i], there))
 
-        if not fp8:
-            scale = k.new((dv,), "float32", lambda j: weight[j])
-            latent = source(0, dv)
-            y = k.new((rows, dv), "float32", lambda i, j: latent[i, j] * inverse[i] * scale[j])
-            k.store(cache, (rows, dv), lambda i, j: (slot[first + i], j),
-                    lambda i, j: narrowed(y[i, j], kind), there)
-        for g in range(groups if fp8 else 0):
-            # part of a tile cannot be read, so its columns are fetched again
-            x_part = source(g * GROUP, GROUP)
-            column = k.new((GROUP,), "float32", lambda j, g=g: weight[g * GROUP + j])
-            part = k.new((rows, GROUP), "float32", lambda i, j, x_part=x_part, column=column:
-                         x_part[i, j] * inverse[i] * column[j])
-            cast_part(g, part)
+        for (start, w), part in zip(pieces, parts, strict=True):
+            scale = k.new((w,), "float32", lambda j, start=start: weight[start + j])
+            y = k.new((rows, w), "float32", lambda i, j, part=part, scale=scale:
+                      part[i, j] * inverse[i] * scale[j])
+            if fp8:
+                cast_part(start, y)
+            else:
+                k.store(cache, (rows, w), lambda i, j: (slot[first + i], j),
+                        lambda i, j, y=y: narrowed(y[i, j], kind), there)
         if rope:
             start = (dv + 4 * groups) // 2 if fp8 else dv
             cos, sin = (k.new((rows, rope // 2), "float32", lambda i, j, at=at: table[
@@ -94,19 +92,11 @@ def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
 
             def put_key(at: int, value: Any) -> None:
                 k.store(keys, (rows, rope // 2), lambda i, j: (slot[first + i], start + 2 * j + at),
-                        lambda i, j: narrowed(value(i, j), out), there)
+                        lambda i, j: narrowed(value[i, j], out), there)
 
-            put_key(0, lambda i, j: even[i, j] * cos[i, j] - odd[i, j] * sin[i, j])
-            put_key(1, lambda i, j: even[i, j] * sin[i, j] + odd[i, j] * cos[i, j])
+            put_key(0, rotated(k, even, cos, odd, sin, False, short))
+            put_key(1, rotated(k, even, sin, odd, cos, True, short))
     return k.func
-
-
-def square_part(k: Tiles, into: Any, x: Any) -> None:
-    """into[i] += sum of x[i, j]^2."""
-    rows, width = (int(n) for n in x.shape)
-    part = k.fill((rows,), "float32", 0)
-    k.reduce("add", part, (rows, width), lambda i, j: x[i, j] * x[i, j])
-    k.put(into, lambda i: into[i] + part[i])
 
 
 def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
@@ -127,7 +117,7 @@ def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
             codes = torch.int8 if target.fp8 == "bits" else torch.float8_e4m3fn
             views = [cache.view(codes), cache.view(torch.float32),
                      *([cache.view(torch.bfloat16)] if rope else [])]
-        target.launch(made, (-(-tokens // rows),), float(eps), tokens, cache.shape[0],
+        target.launch(made, (-(-tokens // rows),), *halves(eps), tokens, cache.shape[0],
                       cos_sin.shape[0], kept.sum().int().view(1), order.int(),
                       slots[order].int(), position[order].int(), kv_a.contiguous(),
                       norm_weight.float().contiguous(),

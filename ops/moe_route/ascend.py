@@ -20,6 +20,9 @@ from . import NORM_FLOOR, mask_value
 if TYPE_CHECKING:
     from ...targets.ascend.target import AscendTarget
 
+# Of a tile's columns: then rows touch, of float16 too (masks pass through it). Else masks are made
+# row by row over the rows that they are made of, while the vector unit may be reading these.
+_LANES = 16
 _OUT, _TAKEN, _NOWHERE = -3.0e38, -3.3e38, -1e9  # finite: -inf minus -inf would be NaN
 
 
@@ -41,6 +44,12 @@ class _Rows:
     def tile(self, value: Any) -> Any:
         """A float32 for each row and expert of a group."""
         return self.k.new((self.rows, self.size), "float32", value)
+
+    def fence(self, tiles: list[Any], size: int) -> list[Any]:
+        """The tiles with what nobody chooses in the columns from `size` on."""
+        real, taken = (self.k.new((self.size,), "float32", lambda j, a=a, b=b: T.Select(
+            j < size, T.float32(a), T.float32(b))) for a, b in ((1, 0), (0, _TAKEN)))
+        return [self.tile(lambda i, j, x=x: x[i, j] * real[j] + taken[j]) for x in tiles]
 
     def reduce(self, kind: str, start: float, value: Any) -> Any:
         """A number for each row from its experts."""
@@ -119,23 +128,32 @@ def program(shape: Shape, config: Config) -> Any:
         weights = k.tensor("weights", (tokens, top_k), "float32")
         ids = k.tensor("ids", (tokens, top_k), "int32")
         first = k.block("x", T.ceildiv(tokens, rows)) * rows
-        r = _Rows(k, rows, size)
+        r = _Rows(k, rows, -(-size // _LANES) * _LANES)
+
+        def fenced(tiles: list[Any]) -> list[Any]:
+            return tiles if r.size == size else r.fence(tiles, size)
 
         def there(i: Any, *_: Any) -> Any:
             return first + i < tokens
 
-        def group(g: int) -> Any:
-            return widened(k, k.new((rows, size), dtype, lambda i, j: T.if_then_else(
-                first + i < tokens, logits[first + i, g * size + j], constant(0, dtype))))
+        def inside(i: Any, j: Any) -> Any:
+            return there(i) if r.size == size else T.And(there(i), j < size)
 
-        scores = _scores(r, shape["scoring"] == "softmax", [group(g) for g in range(groups)])
+        def group(g: int) -> Any:
+            return widened(k, k.new((rows, r.size), dtype, lambda i, j: T.if_then_else(
+                inside(i, j), logits[first + i, g * size + j], constant(0, dtype))))
+
+        scores = _scores(r, shape["scoring"] == "softmax",
+                         fenced([group(g) for g in range(groups)]))
         choices = scores
         if bias is not None:
-            parts = [k.new((size,), "float32", lambda j, g=g: bias[g * size + j])
-                     for g in range(groups)]
+            parts = [k.new((r.size,), "float32", lambda j, g=g: T.if_then_else(
+                         j < size, bias[g * size + j], T.float32(0)) if r.size != size
+                         else bias[g * size + j]) for g in range(groups)]
             choices = [r.tile(lambda i, j, s=s, b=b: s[i, j] + b[j])
                        for s, b in zip(scores, parts, strict=True)]
-        kept = _kept(r, choices, topk_group, shape["group_score"] == "top2_sum" and size > 1)
+        top2 = shape["group_score"] == "top2_sum" and size > 1
+        kept = _kept(r, fenced(choices), topk_group, top2)
         if kept is not None:
             out = T.float32(_OUT if masked else 0.0)
             choices = [r.tile(lambda i, j, c=c, keep=keep: T.Select(
@@ -143,7 +161,7 @@ def program(shape: Shape, config: Config) -> Any:
                                                                           strict=True)]
             if not masked:
                 scores = choices
-        left = [r.tile(lambda i, j, c=c: c[i, j]) for c in choices]
+        left = [r.tile(lambda i, j, c=c: c[i, j]) for c in fenced(choices)]
         w, at = k.fill((rows, top_k), "float32", 0), k.fill((rows, top_k), "float32", 0)
         with k.loop(top_k) as turn:
             bests = [r.best(x, g * size) for g, x in enumerate(left)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from expertile import ops, targets
-from expertile.ops.mla_decode import unpack_fp8
-from expertile.ops.numerics import mismatch
 from expertile.opt.checks import run_once
 
 from .ascend_cases import C220, C310, drawn, examined, first_mismatch, need_tools, v3
@@ -40,20 +40,16 @@ def test_cache_write() -> None:
         assert (why := first_mismatch(device, op.name, shape)) is None, why
 
 
-@pytest.mark.parametrize("device", (C220, C310))
-def test_fp8_cache_write(device: str) -> None:
-    """Sums of squares are float32 here and float64 in the definition: codes may be one apart."""
+@pytest.mark.parametrize(("device", "number"), ((C220, 0), (C220, 2), (C310, 2), (C220, 3)))
+def test_cache_write_is_the_definitions_bit_for_bit(device: str, number: int) -> None:
+    """Defined in float64, which the vector cores lack: root, rotation and codes all the same."""
     op = ops.load("mla_kv_append")
-    shape = op.odd_shapes[2]
+    shape = op.odd_shapes[number]
     target = targets.load("ascend", unit=device, mode="emulate")
     kernel = target.build_kernel(op, shape, target.space(op, shape).default())
-    dv = int(shape["kv_lora"])
     for case, args in op.cases(shape, 0):
         (got,), (want,) = run_once(kernel, op, args), run_once(op.reference, op, args)
-        written = (got != args[4]).any(-1) | (want != args[4]).any(-1)
-        g, w = unpack_fp8(got[written], dv), unpack_fp8(want[written], dv)
-        assert mismatch(g, w, 2.0**-4) is None, case
-        assert int((got != want).sum()) <= 0.005 * got.numel(), case
+        assert torch.equal(got.view(torch.uint8), want.view(torch.uint8)), case
 
 
 @pytest.mark.parametrize("device", (C220, C310))
@@ -66,6 +62,17 @@ def test_the_compiler_takes_the_default(device: str, name: str, tmp_path: Path) 
     for kernel in seen.kernels:
         assert kernel["task_type"] == "vector" and kernel["ub_bytes"] > 0 and kernel["calls"]
         assert max(b["address"] + b["size"] for b in kernel["plan"]) == kernel["ub_bytes"]
+
+
+def test_fp8_weights_are_decoded_by_vectors(tmp_path: Path) -> None:
+    """The 910B compares int16 one by one: 50 M scalar accesses here, modelled 43 ms."""
+    shape = {"n": 32768, "k": 512, "block_size": 128, "dtype": "bfloat16"}
+    seen = examined(C220, "weight_dequant", shape, tmp_path)
+    kernel, = seen.kernels
+    done = kernel["model"]["operations"]
+    # one scale of each tile is read by the scalar unit
+    assert done["AIV S"] == math.prod(kernel["grid"]) < done["AIV V"]
+    assert seen.modelled_us is not None and seen.modelled_us < 1000
 
 
 def test_too_many_rows_are_refused_with_numbers(tmp_path: Path) -> None:
