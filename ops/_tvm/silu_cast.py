@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
+from ..numerics import as_dtype
 from ..space import Config
 from ..spec import Shape
+from . import group_cast
+from .cast_llvm import GROUPS
 from .exp import exp, silu_of
 from .fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
+
+if TYPE_CHECKING:
+    from ...targets.base import VectorTarget
+
+
+def functions(target: VectorTarget, static: Shape) -> str:
+    """The IR that `row_caster` calls; empty when it calls none."""
+    if not group_cast.takes(int(static["group_size"])):
+        return ""
+    return group_cast.silu_functions(target, str(static["dtype"]), bool(static["ue8m0"]))
+
+
+def lane_choices(shape: Shape) -> tuple[int, ...]:
+    """Vector widths to tune: it matters for odd groups only."""
+    return (32,) if group_cast.takes(int(shape["group_size"])) else (32, 16, 8, 64)
 
 
 def row_caster(static: Shape, config: Config) -> Any:
@@ -20,6 +38,8 @@ def row_caster(static: Shape, config: Config) -> Any:
     h, group = int(static["h"]), int(static["group_size"])
     lanes, ue8m0 = int(config["lanes"]), bool(static["ue8m0"])
     groups, last = -(-h // group), h - (-(-h // group) - 1) * group
+    whole = h // group if group_cast.takes(group) else 0
+    row_bytes = 2 * h * as_dtype(str(static["dtype"])).itemsize
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
@@ -61,6 +81,23 @@ def row_caster(static: Shape, config: Config) -> Any:
         cast_span(y, Q, r, g * group, width // 8 * 8, width % 8, 1, scale, e)
 
     @T.inline
+    def cast_groups(X, EPS, Q, S, r, expert, m, first, count, ys, tops,  # type: ignore[no-untyped-def]
+                    scales, a, b, plain, y, top, scale, gate, e):
+        for g in range(count):
+            tops[g] = group_cast.activate(X[r, (first + g) * group], X[r, h + (first + g) * group],
+                                          ys[g * group], group, row_bytes)
+        if count > 0:
+            T.evaluate(group_cast.prepare(tops, bits(EPS), scales, a, b, plain))
+        for g in range(count):
+            if plain[g] != 0:
+                S[expert, m, first + g] = scales[g]
+                T.evaluate(group_cast.cast(ys[g * group], Q[r, (first + g) * group], group, a[g],
+                                           b[g]))
+            else:
+                cast_group(X, EPS, Q, r, first + g, group, y, top, scale, gate, e)
+                S[expert, m, first + g] = scale[0]
+
+    @T.inline
     def cast_row(X, EPS, Q, S, r, expert, m):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             y = T.sblock_alloc_buffer((group,), "float32", scope="local")
@@ -68,10 +105,23 @@ def row_caster(static: Shape, config: Config) -> Any:
             scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
             gate = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
             e = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            for g in range(groups - 1):
+            if whole > 0:
+                ys = T.sblock_alloc_buffer((GROUPS * group,), "float32", scope="global")
+                tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+                plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+                scales = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                a = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                b = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                for g in range(whole // GROUPS):
+                    cast_groups(X, EPS, Q, S, r, expert, m, g * GROUPS, GROUPS, ys, tops, scales,
+                                a, b, plain, y, top, scale, gate, e)
+                cast_groups(X, EPS, Q, S, r, expert, m, whole // GROUPS * GROUPS, whole % GROUPS,
+                            ys, tops, scales, a, b, plain, y, top, scale, gate, e)
+            for g in range(whole, groups - 1):
                 cast_group(X, EPS, Q, r, g, group, y, top, scale, gate, e)
                 S[expert, m, g] = scale[0]
-            cast_group(X, EPS, Q, r, groups - 1, last, y, top, scale, gate, e)
-            S[expert, m, groups - 1] = scale[0]
+            if whole < groups:
+                cast_group(X, EPS, Q, r, groups - 1, last, y, top, scale, gate, e)
+                S[expert, m, groups - 1] = scale[0]
 
     return cast_row

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import group_cast
+from .._tvm.cast_llvm import GROUPS
 from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
+from .._tvm.llvm import PREFETCH
 from ..fp8 import AMAX_FLOOR
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -21,8 +24,9 @@ _STATIC = ("k", "block_n", "block_k", "dtype", "ue8m0")
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Vector width inside a block's row, and neighbouring blocks per parallel task."""
-    return Space({"lanes": (32, 16, 8, 64), "blocks": (4, 1, 2, 8, 16)})
+    """Neighbouring blocks per parallel task, and the vector width of blocks of odd widths."""
+    lanes = (32,) if group_cast.takes(int(shape["block_k"])) else (32, 16, 8, 64)
+    return Space({"lanes": lanes, "blocks": (4, 1, 2, 8, 16)})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -32,6 +36,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     lanes, run = int(config["lanes"]), int(config["blocks"])
     kblocks, last = -(-k // bk), k - (-(-k // bk) - 1) * bk
     strips, align = -(-kblocks // run), as_dtype(dtype).itemsize
+    whole = k // bk if group_cast.takes(bk) else 0
+    functions = f"{group_cast.functions(target, dtype, ue8m0)}\n{PREFETCH}" if whole else ""
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
@@ -72,6 +78,36 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                           scale, v)
                 cast_span(W, Q, nb * bn + r, kb * bk + width // 8 * 8, width % 8, 1, scale, v)
 
+    @T.inline
+    def cast_whole(W, Q, S, N, nb, first, count):  # type: ignore[no-untyped-def]
+        # neighbouring blocks together: a block's rows alone are too short for prefetchers
+        with T.sblock("whole"):
+            top = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+            plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+            a = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+            b = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+            for i in range(count):
+                top[i] = 0
+            for r in range(T.min(bn, N - nb * bn)):
+                for i in range(count):
+                    top[i] = T.max(top[i], group_cast.top_of(W[nb * bn + r, (first + i) * bk], bk))
+            T.evaluate(group_cast.prepare(top, bits(T.float32(AMAX_FLOOR)), scale, a, b, plain))
+            for r in range(T.min(bn, N - nb * bn)):
+                for i in range(count):
+                    # the next task's block, for maxima wait for memory and casts do not
+                    group_cast.fetch(W[nb * bn + r, (first + i) * bk], bk * align,
+                                     run * bk * align)
+                    if plain[i] != 0:
+                        T.evaluate(group_cast.cast(
+                            W[nb * bn + r, (first + i) * bk], Q[nb * bn + r, (first + i) * bk], bk,
+                            a[i], b[i]))
+            for i in range(count):
+                if plain[i] != 0:
+                    S[nb, first + i] = scale[i]
+                else:
+                    cast_block(W, Q, S, N, nb, first + i, bk)
+
     @T.prim_func(s_tir=True)
     def main(w: T.handle, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
@@ -82,12 +118,17 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         W = T.match_buffer(w, (N, k), dtype, strides=[ws, 1], align=align)
         Q = T.match_buffer(q, (N, k), "uint8", align=1)
         S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
-        for task in T.parallel(NB * strips):
-            for i in range(T.min(run, kblocks - task % strips * run)):
-                if task % strips * run + i < kblocks - 1:
-                    cast_block(W, Q, S, N, task // strips, task % strips * run + i, bk)
-                else:
-                    cast_block(W, Q, S, N, task // strips, kblocks - 1, last)
+        with T.attr(T.int32(0), "pragma_import_llvm", functions):
+            for task in T.parallel(NB * strips):
+                if whole > 0:
+                    cast_whole(W, Q, S, N, task // strips, task % strips * run,
+                               T.max(T.min(run, whole - task % strips * run), 0))
+                for kb in range(T.max(task % strips * run, whole),
+                                T.min(task % strips * run + run, kblocks)):
+                    if kb < kblocks - 1:
+                        cast_block(W, Q, S, N, task // strips, kb, bk)
+                    else:
+                        cast_block(W, Q, S, N, task // strips, kblocks - 1, last)
 
     return {"main": main}
 

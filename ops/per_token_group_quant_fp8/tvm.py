@@ -1,4 +1,4 @@
-"""CPU lowering: one pass per group for the maximum, one (from L1) for the cast."""
+"""CPU lowering: one pass over some groups for their maxima, one (from L1) for the casts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import group_cast
+from .._tvm.cast_llvm import GROUPS
 from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Vector width inside a group, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (16, 32, 8, 64), "rows": (4, 1, 16, 64), "serial": (16384, 0, 65536)})
+    """Rows per parallel task, elements below which one thread runs; vector width of odd groups."""
+    lanes = (16,) if group_cast.takes(int(shape["group_size"])) else (16, 32, 8, 64)
+    return Space({"lanes": lanes, "rows": (4, 1, 16, 64), "serial": (16384, 0, 65536)})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -28,6 +31,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     lanes, rows, ue8m0 = int(config["lanes"]), int(config["rows"]), bool(static["ue8m0"])
     groups, last = -(-k // group), k - (-(-k // group) - 1) * group
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
+    whole = k // group if group_cast.takes(group) else 0
+    functions = group_cast.functions(target, dtype, ue8m0) if whole else ""
 
     def wide(value: Any) -> Any:     # a helper, not `v = ...`: that would declare a buffer in TIR
         return T.Cast("float32", value)
@@ -47,7 +52,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(v[l]))
 
     @T.inline
-    def cast_group(X, Q, S, r, g, width, top, scale, v):  # type: ignore[no-untyped-def]
+    def cast_group(X, EPS, Q, S, r, g, width, top, scale, v):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(lanes):
+            top[l] = bits(EPS)
         # full vectors, then 8 lanes, then single columns: a partial group is not scalar code
         top_of_span(X, r, g * group, width, lanes, top)
         top_of_span(X, r, g * group + width // lanes * lanes, width % lanes, 8, top)
@@ -61,18 +68,41 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         cast_span(X, Q, r, g * group + width // 8 * 8, width % 8, 1, scale, v)
 
     @T.inline
+    def cast_groups(X, EPS, Q, S, r, first, count, tops, scales, a, b, plain,  # type: ignore[no-untyped-def]
+                    top, scale, v):
+        for g in range(count):
+            tops[g] = group_cast.top_of(X[r, (first + g) * group], group)
+        if count > 0:
+            T.evaluate(group_cast.prepare(tops, bits(EPS), scales, a, b, plain))
+        for g in range(count):
+            if plain[g] != 0:
+                S[r, first + g] = scales[g]
+                T.evaluate(group_cast.cast(X[r, (first + g) * group], Q[r, (first + g) * group],
+                                           group, a[g], b[g]))
+            else:
+                cast_group(X, EPS, Q, S, r, first + g, group, top, scale, v)
+
+    @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
             v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            for g in range(groups - 1):
-                for l in T.vectorized(lanes):
-                    top[l] = bits(EPS)
-                cast_group(X, Q, S, r, g, group, top, scale, v)
-            for l in T.vectorized(lanes):
-                top[l] = bits(EPS)
-            cast_group(X, Q, S, r, groups - 1, last, top, scale, v)
+            if whole > 0:
+                tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+                plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
+                scales = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                a = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                b = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
+                for g in range(whole // GROUPS):
+                    cast_groups(X, EPS, Q, S, r, g * GROUPS, GROUPS, tops, scales, a, b, plain,
+                                top, scale, v)
+                cast_groups(X, EPS, Q, S, r, whole // GROUPS * GROUPS, whole % GROUPS, tops,
+                            scales, a, b, plain, top, scale, v)
+            for g in range(whole, groups - 1):
+                cast_group(X, EPS, Q, S, r, g, group, top, scale, v)
+            if whole < groups:
+                cast_group(X, EPS, Q, S, r, groups - 1, last, top, scale, v)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
@@ -85,13 +115,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         X = T.match_buffer(x, (M, k), dtype, strides=[xs, 1], align=align)
         Q = T.match_buffer(q, (M, k), "uint8", align=1)
         S = T.match_buffer(s, (M, groups), "float32", strides=[sm, sg], align=4)
-        if serial_rows >= M:
-            for r in range(M):
-                cast_row(X, eps, Q, S, r)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    cast_row(X, eps, Q, S, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", functions):
+            if serial_rows >= M:
+                for r in range(M):
+                    cast_row(X, eps, Q, S, r)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    for r in range(T.min(rows, M - task * rows)):
+                        cast_row(X, eps, Q, S, task * rows + r)
 
     return {"main": main}
 

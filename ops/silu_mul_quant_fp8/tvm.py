@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.silu_cast import row_caster
+from .._tvm.silu_cast import functions, lane_choices, row_caster
 from ..fp8 import scale_count
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -21,8 +21,8 @@ _STATIC = ("h", "group_size", "dtype", "ue8m0")
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Vector width inside a group, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (32, 16, 8, 64), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
+    """Vector width of odd groups, rows per parallel task, elements below which one thread runs."""
+    return Space({"lanes": lane_choices(shape), "rows": (4, 1, 16, 64), "serial": (8192, 0, 32768)})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     groups = scale_count(h, int(static["group_size"]))
     serial_rows, align = int(config["serial"]) // h, as_dtype(dtype).itemsize
     cast_row = row_caster(static, config)
+    code = functions(target, static)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
@@ -44,13 +45,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         X = T.match_buffer(x, (M, 2 * h), dtype, strides=[xs, 1], align=align)
         Q = T.match_buffer(q, (M, h), "uint8", align=1)
         S = T.match_buffer(s, (1, M, groups), "float32", strides=[se, sm, sg], align=4)
-        if serial_rows >= M:
-            for r in range(M):
-                cast_row(X, eps, Q, S, r, 0, r)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    cast_row(X, eps, Q, S, task * rows + r, 0, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", code):
+            if serial_rows >= M:
+                for r in range(M):
+                    cast_row(X, eps, Q, S, r, 0, r)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    for r in range(T.min(rows, M - task * rows)):
+                        cast_row(X, eps, Q, S, task * rows + r, 0, task * rows + r)
 
     return {"main": main}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.silu_cast import row_caster
+from .._tvm.silu_cast import functions, lane_choices, row_caster
 from ..fp8 import scale_count
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -21,8 +21,8 @@ _STATIC = ("h", "group_size", "dtype", "ue8m0")
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Vector width inside a group, and rows of one expert per parallel task."""
-    return Space({"lanes": (32, 16, 8, 64), "rows": (4, 1, 16, 64)})
+    """Vector width of odd groups, and rows of one expert per parallel task."""
+    return Space({"lanes": lane_choices(shape), "rows": (4, 1, 16, 64)})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     h, dtype, rows = int(static["h"]), str(static["dtype"]), int(config["rows"])
     groups, align = scale_count(h, int(static["group_size"])), as_dtype(dtype).itemsize
     cast_row = row_caster(static, config)
+    code = functions(target, static)
 
     def runs(m: Any) -> Any:         # parallel tasks of one expert
         return (m + (rows - 1)) // rows
@@ -53,10 +54,11 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         COUNT = T.match_buffer(masked_m, (E,), "int32", align=4)
         Q = T.match_buffer(q, (EM, h), "uint8", align=1)
         S = T.match_buffer(s, (E, M, groups), "float32", strides=[se, sm, sg], align=4)
-        for task in T.parallel(E * runs(M)):
-            for r in range(count(COUNT[task // runs(M)], M, task % runs(M) * rows)):
-                cast_row(X, eps, Q, S, task // runs(M) * M + task % runs(M) * rows + r,
-                         task // runs(M), task % runs(M) * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", code):
+            for task in T.parallel(E * runs(M)):
+                for r in range(count(COUNT[task // runs(M)], M, task % runs(M) * rows)):
+                    cast_row(X, eps, Q, S, task // runs(M) * M + task % runs(M) * rows + r,
+                             task // runs(M), task % runs(M) * rows + r)
 
     return {"main": main}
 

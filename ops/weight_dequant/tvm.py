@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.fp8 import decode_e4m3_or_nan
+from .._tvm.dequant_llvm import SCALES, STEP, widen_function
+from .._tvm.fp8 import bits, decode_e4m3_or_nan
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
 _STATIC = ("k", "block_size", "dtype")
 
 
+def _takes(target: VectorTarget, block: int) -> bool:
+    """Whether whole blocks go through float16: x86-64 has its conversions from v3 on."""
+    return target.lanes > 4 and block % STEP == 0
+
+
 def space(target: VectorTarget, shape: Shape) -> Space:
-    """Vector width, rows per parallel task, elements below which one thread runs."""
-    return Space({"lanes": (32, 16, 8, 64), "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
+    """Vector width of odd blocks, rows per parallel task, elements below which one thread runs."""
+    lanes = (32,) if _takes(target, int(shape["block_size"])) else (32, 16, 8, 64)
+    return Space({"lanes": lanes, "rows": (16, 4, 1, 64), "serial": (16384, 0, 65536)})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -30,6 +37,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     lanes, rows = int(config["lanes"]), int(config["rows"])
     kblocks, last = -(-k // block), k - (-(-k // block) - 1) * block
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
+    whole = k // block if _takes(target, block) else 0
+    functions = widen_function(dtype, "bf16" in target.dots) if whole else ""
 
     @T.inline
     def widen_span(Q, S, W, r, kb, first, count, w, v):  # type: ignore[no-untyped-def]
@@ -46,12 +55,24 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1, v)
 
     @T.inline
+    def widen_whole(Q, S, W, r, kb, v):  # type: ignore[no-untyped-def]
+        if T.And(bits(S[r // block, kb]) >= SCALES[0], bits(S[r // block, kb]) < SCALES[1]):
+            T.evaluate(T.call_extern(
+                "void", "expertile_widen", T.address_of(Q[r, kb * block]),
+                T.address_of(W[r, kb * block]), T.int64(block), S[r // block, kb]))
+        else:
+            widen_block(Q, S, W, r, kb, block, v)
+
+    @T.inline
     def widen_row(Q, S, W, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            for kb in range(kblocks - 1):
+            for kb in range(whole):
+                widen_whole(Q, S, W, r, kb, v)
+            for kb in range(whole, kblocks - 1):
                 widen_block(Q, S, W, r, kb, block, v)
-            widen_block(Q, S, W, r, kblocks - 1, last, v)
+            if whole < kblocks:
+                widen_block(Q, S, W, r, kblocks - 1, last, v)
 
     @T.prim_func(s_tir=True)
     def main(q: T.handle, s: T.handle, w: T.handle):  # type: ignore[no-untyped-def]
@@ -63,13 +84,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         Q = T.match_buffer(q, (N, k), "uint8", strides=[qs, 1], align=1)
         S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
         W = T.match_buffer(w, (N, k), dtype, align=align)
-        if serial_rows >= N:
-            for r in range(N):
-                widen_row(Q, S, W, r)
-        else:
-            for task in T.parallel((N + (rows - 1)) // rows):
-                for r in range(T.min(rows, N - task * rows)):
-                    widen_row(Q, S, W, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", functions):
+            if serial_rows >= N:
+                for r in range(N):
+                    widen_row(Q, S, W, r)
+            else:
+                for task in T.parallel((N + (rows - 1)) // rows):
+                    for r in range(T.min(rows, N - task * rows)):
+                        widen_row(Q, S, W, task * rows + r)
 
     return {"main": main}
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from expertile import ops
+from expertile import ops, targets
 from expertile.ops.space import Config, Space
 from expertile.ops.spec import Args, Kernel, Operator, Outputs, Shape
 from expertile.targets.base import Target
+from expertile.targets.cpu.levels import LEVELS
 from tests.conformance import check_config
 
 TOKEN = ops.load("per_token_group_quant_fp8")
@@ -160,6 +161,74 @@ def test_ue8m0_scales_are_the_next_power_of_two(cpu: Target, dtype: torch.dtype)
     big = exact > 2.0**-126
     assert bool((s[:, 0].double()[big] < 2 * exact[big]).all())
     assert torch.equal(s[14:258, 0].double(), torch.exp2(k[14:].double()))   # the exact powers
+
+
+def _levels() -> list[str]:
+    """Levels of this machine whose code of a group differs: packing, vector width, division."""
+    return [name for name in ("x86-avx512", "x86-avx2", "x86") if LEVELS[name].runs_here()]
+
+
+@pytest.fixture(params=["host", *_levels()])
+def level(request: pytest.FixtureRequest, cpu: Target, tmp_path_factory: pytest.TempPathFactory
+          ) -> Target:
+    """The CPU at its own level, and held to lower ones."""
+    if request.param == "host":
+        return cpu
+    return targets.load("cpu", unit=f"{request.param}:1",
+                        cache_dir=tmp_path_factory.getbasetemp() / "kernels")
+
+
+@pytest.mark.parametrize("binade", [47, 127, 190])
+def test_quotients_of_all_significands(level: Target, binade: int) -> None:
+    """128 largest values by 128 values in 21 binades below: what bfloat16 quotients depend on."""
+    top = binade << 7 | torch.arange(128)
+    below = ((binade - torch.arange(21))[:, None] << 7 | torch.arange(128)).view(1, -1, 32)
+    x = torch.zeros(128, below.shape[1], 64, dtype=torch.int64)
+    x[..., 0], x[..., 1:33] = top[:, None], torch.minimum(below, top[:, None, None])
+    args = (x.to(torch.int16).view(torch.bfloat16).view(-1, 64), 64, 1e-30, False, False, False)
+    args[0][1::2].neg_()
+    for got, expected in zip(run(TOKEN, level, *args), want(TOKEN, *args), strict=True):
+        assert same(got, expected)
+
+
+@pytest.mark.parametrize("op", [TOKEN, BLOCK], ids=lambda op: op.name)
+def test_float32_next_to_ties(level: Target, op: Operator) -> None:
+    """Products of a scale and a midpoint of e4m3, and two units in the last place around."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(512, 128, generator=g) * 448.0
+    odd = torch.randint(8, 16, (512, 127), generator=g) * 2 + 1
+    middle = odd * torch.exp2(torch.randint(-12, 4, odd.shape, generator=g).float())
+    near = middle * (x[:, :1] / torch.tensor(448.0))
+    near = (near.view(torch.int32) + torch.randint(-2, 3, near.shape, generator=g)).to(torch.int32)
+    x[:, 1:] = torch.minimum(near.view(torch.float32), x[:, :1])
+    x[::2, 1:] *= -1.0
+    args = (x, 128, 1e-30, False, False, False) if op is TOKEN else (x, 1, 128, False)
+    for got, expected in zip(run(op, level, *args), want(op, *args), strict=True):
+        assert same(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gates_at_both_ends(level: Target, dtype: torch.dtype) -> None:
+    """From where e^gate vanishes to where it overflows: each group of 64 holds one such gate."""
+    gate = torch.linspace(-120.0, 120.0, 64)[:, None] * torch.ones(1, 64)
+    gate[:, 1:] = torch.linspace(-9.0, 9.0, 63)
+    up = torch.linspace(-3.0, 2.0, 64).expand(64, 64)
+    x = torch.cat((gate, up), 1).to(dtype)
+    args = (x, 64, 1e-10, False, False, False)
+    (q, s), (q0, s0) = run(SILU_QUANT, level, *args), want(SILU_QUANT, *args)
+    torch.testing.assert_close(s, s0, rtol=5e-7, atol=0.0)
+    a, b = (torch.where(c < 128, c, 128 - c) for c in (t.view(torch.uint8).int() for t in (q, q0)))
+    assert int((a - b).abs().max()) <= 1
+    assert int((a != b).sum()) <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_codes_of_a_whole_block_decode_exactly(level: Target, dtype: torch.dtype) -> None:
+    """With a scale in the middle of the range, and with two at its ends."""
+    q = torch.arange(256).to(torch.uint8).view(2, 128).view(E4M3)
+    for scale in (0.37, 2.0**-120, 2.0**110):
+        args = (q, torch.full((1, 1), scale), 128, dtype)
+        assert same(run(DEQUANT, level, *args)[0], want(DEQUANT, *args)[0])
 
 
 @pytest.mark.parametrize("use_ue8m0", [False, True], ids=["float-scale", "ue8m0"])
