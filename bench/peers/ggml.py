@@ -31,19 +31,26 @@ class Experts:
               repacked: bool) -> Any:
         lib, (e, n, k) = g.library(), w.shape
         per = lib.ggml_row_size(_KINDS[kind], k) * n
+        ctx = g.context((0 if repacked else e * per) + (1 << 20), no_alloc=repacked)
+        self._made.append(("ggml_free", ctx))
+        made = g.tensor(ctx, _KINDS[kind], (k, n, e))
+        if repacked:
+            self._interleave(made, kind)     # before the work of quantising: it may be refused
         raw = torch.empty(e * per, dtype=torch.uint8)
         for i in range(e):
             part = wide(w[i:i + 1], None if scale is None else scale[i:i + 1], block,
                         torch.float32)[0].contiguous()
             lib.ggml_quantize_chunk(_KINDS[kind], part.data_ptr(), raw.data_ptr() + i * per, 0, n,
                                     k, None)
-        ctx = g.context((0 if repacked else raw.numel()) + (1 << 20), no_alloc=repacked)
-        self._made.append(("ggml_free", ctx))
-        made = g.tensor(ctx, _KINDS[kind], (k, n, e))
-        if not repacked:
+        if repacked:
+            lib.ggml_backend_tensor_set(made, raw.data_ptr(), 0, raw.numel())
+        else:
             g.fill(made, raw)
-            return made
-        buft = g.repack_type()
+        return made
+
+    def _interleave(self, made: Any, kind: str) -> None:
+        """Give a tensor memory that ggml keeps in the order of the CPU's dot products."""
+        lib, buft = g.library(), g.repack_type()
         buffer = lib.ggml_backend_buft_alloc_buffer(
             buft, lib.ggml_backend_buft_get_alloc_size(buft, made) + 4096)
         self._made.append(("ggml_backend_buffer_free", buffer))
@@ -51,8 +58,6 @@ class Experts:
         if not g.is_repacked(made):
             self.close()
             raise ValueError(f"this ggml has no interleaved layout of {kind} for this CPU")
-        lib.ggml_backend_tensor_set(made, raw.data_ptr(), 0, raw.numel())
-        return made
 
     def close(self) -> None:
         """Free the weights."""

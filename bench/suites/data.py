@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,8 +37,7 @@ class Data:
     """Makes argument sets; the weights of one MoE layer serve all of its token counts."""
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
-        self._weights: tuple[Tensor | None, ...] = ()
+        self._weights: dict[tuple[object, ...], tuple[Tensor | None, ...]] = {}
 
     def sets(self, op: Operator, shape: Shape, seed: int = 0) -> list[Args]:
         """Argument sets of a case."""
@@ -47,19 +47,18 @@ class Data:
             return [full_cache(shape, seed + i) for i in range(count(op, shape))]
         return [op.inputs(shape, seed + i) for i in range(count(op, shape))]
 
-    def drop(self) -> None:
-        """Forget the weights."""
-        self._key, self._weights = (), ()
+    def only(self, shapes: Iterable[Shape]) -> None:
+        """Forget all weights but these shapes', before others are made: both would not fit."""
+        wanted = {_layer(shape) for shape in shapes}
+        self._weights = {k: w for k, w in self._weights.items() if k in wanted}
 
     def _moe(self, op: Operator, shape: Shape, seed: int) -> list[Args]:
         """The same weights for every token count and activation dtype; experts drawn anew."""
-        names = ("e", "inter", "hidden", "w_dtype", "block_n", "block_k")
-        key = tuple(shape[name] for name in names)
-        if key != self._key:
-            self.drop()                  # before the next ones: two would not fit together
+        stored = _layer(shape)
+        if stored not in self._weights:
             _, w1, w2, _, _, s1, s2, *_ = op.inputs({**shape, "tokens": 1}, seed)
-            self._key, self._weights = key, (w1, w2, s1, s2)
-        w1, w2, s1, s2 = self._weights
+            self._weights[stored] = w1, w2, s1, s2
+        w1, w2, s1, s2 = self._weights[stored]
         tokens = int(shape["tokens"])
         g = torch.Generator().manual_seed(seed)
         hidden = torch.randn(tokens, int(shape["hidden"]), generator=g).to(
@@ -67,6 +66,10 @@ class Data:
         rest = (s1, s2, int(shape["block_n"]), int(shape["block_k"]), bool(shape["w8a8"]))
         return [(hidden, w1, w2, *route(tokens, int(shape["top_k"]), int(shape["e"]), seed + i),
                  *rest) for i in range(_ROUTES)]
+
+
+def _layer(shape: Shape) -> tuple[object, ...]:
+    return tuple(shape.get(a) for a in ("e", "inter", "hidden", "w_dtype", "block_n", "block_k"))
 
 
 def full_cache(shape: Shape, seed: int) -> Args:

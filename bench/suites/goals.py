@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..result import Case, Result
 
-Column = Literal["torch", "ggml", "machine"]
+Column = Literal["torch", "ggml", "fp8", "machine"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ ROWS = (
     Row("mla-decode-128", "MLA decode, 128 heads, context 1k-32k", "FMA peak"),
     Row("mla-prefill", "MLA prefill 192/128, 512-4096 tokens", "FMA peak"),
     Row("casts", "quantise / dequantise / SiLU-mul-quantise", "copy bandwidth"),
+    Row("moe-int8", "MoE with int8 weights, 1-32 tokens and 64 rows", "read bandwidth"),
     Row("growth-experts", "MoE decode of 4 tokens over experts", "read bandwidth"))
 
 GOALS = (
@@ -63,7 +64,8 @@ GOALS = (
     Goal("mla-decode-128", "machine", 0.90),
     Goal("mla-prefill", "torch", 1.3), Goal("mla-prefill", "machine", 0.75),
     Goal("casts", "torch", 4.0, peer="eager"), Goal("casts", "torch", 3.0, peer="compile"),
-    Goal("casts", "machine", 0.80))
+    Goal("casts", "machine", 0.80),
+    Goal("moe-int8", "fp8", 1.0))
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def ours(case: Case) -> str:
 
 
 def peers(case: Case, family: str) -> list[str]:
-    """A family's sides: "torch" (transformers computes with it) or "ggml"."""
-    meant = ("torch", "flex", "transformers") if family == "torch" else ("ggml",)
+    """A family's sides: "torch" (transformers computes with it), "ggml", or our "fp8" kernel."""
+    meant = ("torch", "flex", "transformers") if family == "torch" else (family,)
     return [s for s in case.samples if s.startswith(meant)]
 
 

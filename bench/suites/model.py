@@ -48,41 +48,49 @@ def run(options: Options, quick: bool, only: Sequence[str], say: Callable[[str],
         raise ValueError(f"--only must name a model of the suite (bundled, v2-lite-slice), got "
                          f"{list(only)}")
     engines = ENGINES if find_spec("transformers") else ENGINES[:1]
-    runner, cases = Runner(options, say), []
+    runner = Runner(options, say)
+    cases: list[Case] = []
     if len(engines) == 1:
         runner.missing["transformers"] = "not installed; run: pip install transformers"
-    end = time.monotonic() + options.seconds
     skipped: list[str] = []
-    left = len(options.threads) * len(loads)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
-        runner.open(stack)
-        paths = _checkpoints(Path(scratch), {load.model for load in loads})
-        for threads in options.threads:
-            for name in dict.fromkeys(load.model for load in loads):
-                with ExitStack() as inner:
-                    sides = _loaded(inner, runner, paths[name], engines, threads)
-                    for load in (x for x in loads if x.model == name):
-                        seconds = (end - time.monotonic()) / max(left, 1)
-                        left -= 1
-                        if seconds <= 0:
-                            skipped.append(f"{name} {load.ctx} {threads}T")
-                            continue
-                        cases += _measure(sides, load, threads, seconds, say)
+        try:
+            runner.open(stack)
+            _all(runner, loads, engines, Path(scratch), cases, skipped)
+        except KeyboardInterrupt:
+            runner.interrupted = True
+            say("interrupted: the report has what was measured so far")
     return result(runner, tuple(cases), command, "model", skipped, ())
 
 
-def _checkpoints(scratch: Path, names: set[str]) -> dict[str, tuple[Path, Path]]:
-    """Ours and transformers' directory of each model."""
-    found = {}
-    if "bundled" in names:
+def _all(runner: Runner, loads: Sequence[Load], engines: Sequence[str],
+         scratch: Path, cases: list[Case], skipped: list[str]) -> None:
+    """Every load at every thread count; what finds no time is named in `skipped`."""
+    options = runner.options
+    end = time.monotonic() + options.seconds
+    left = len(options.threads) * len(loads)
+    for name in dict.fromkeys(load.model for load in loads):
+        paths = _checkpoints(scratch, name)
+        for threads in options.threads:
+            with ExitStack() as inner:
+                sides = _loaded(inner, runner, paths, engines, threads)
+                for load in (x for x in loads if x.model == name):
+                    seconds = (end - time.monotonic()) / max(left, 1)
+                    left -= 1
+                    if seconds <= 0 and cases:
+                        skipped.append(f"{name} {load.ctx} {threads}T")
+                        continue
+                    cases += _measure(sides, load, threads, seconds, runner.say)
+
+
+def _checkpoints(scratch: Path, name: str) -> tuple[Path, Path]:
+    """Ours and transformers' directory of a model."""
+    if name == "bundled":
         ours = Path(checkpoint.__path__[0]) / "tiny-v3"
-        model_jobs.plain_copy(str(ours), str(scratch / "bundled"))
-        found["bundled"] = ours, scratch / "bundled"
-    if "v2-lite-slice" in names:
-        both = scratch / "slice"
-        random_checkpoint.write(preset("v2-lite"), both, _LAYERS, _VOCAB)
-        found["v2-lite-slice"] = both, both
-    return found
+        model_jobs.plain_copy(str(ours), str(scratch / name))
+        return ours, scratch / name
+    random_checkpoint.write(preset("v2-lite"), scratch / name, _LAYERS, _VOCAB)
+    return scratch / name, scratch / name
 
 
 def _loaded(stack: ExitStack, runner: Runner, paths: tuple[Path, Path], engines: Sequence[str],

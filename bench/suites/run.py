@@ -1,66 +1,129 @@
-"""Runs a suite: limits first, then ours and the peers in turns, each in a process of its own."""
+"""Runs a suite: kernels compiled and limits measured first, then case after case."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from os import sched_getaffinity
 from typing import Any
 
-from ...targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
-from ..result import Case, Result, Samples, Status
+from ...targets.child import Child, ChildCrashed, ChildTimeout
+from ..result import BadResult, Case, Result
 from . import jobs
-from .points import BF16, F32, Point
+from .case import measure, variants
+from .points import Point
 from .runner import Options, Runner, call, result
 
-_BLOCK_S = 120.0
-_SAMPLE_US, _LONG_US = 2000.0, 100_000.0
-_FEWEST, _MOST = 5, 30               # rounds of a case
-_REST_S = 0.006                      # another process's idle threads spin for so long
+Say = Callable[[str], None]
+Save = Callable[[Result], None]
 
 
-@dataclass
-class Turn:
-    """One side of a case while it is measured."""
+def run(points: Sequence[Point], options: Options, say: Say, command: str, suite: str,
+        earlier: Result | None = None, save: Save | None = None) -> Result:
+    """Measure all points within the time; what found no time is named in settings["skipped"].
 
-    name: str
-    block: Callable[[int, bool], list[float]]        # samples, warm
-    found: list[tuple[float, ...]] = field(default_factory=list)
-
-
-def run(points: Sequence[Point], options: Options, say: Callable[[str], None], command: str,
-        suite: str) -> Result:
-    """Measure all points within the time; what found no time is named in settings["skipped"]."""
-    end = time.monotonic() + options.seconds
-    cases: list[Case] = []
-    skipped: list[str] = []
+    `earlier`'s good cases are kept; `save` is given what there is after every case. An interrupt
+    ends the run with what there is.
+    """
     runner = Runner(options, say)
+    kept = _kept(earlier, options)
+    todo = [p for p in points if p.name not in kept]
+    if kept:
+        say(f"{len(kept)} cases are kept from before, {len(todo)} are to be measured")
+    cases: list[Case] = list(kept.values())
+    runner.earlier = earlier
+
+    def so_far() -> Result:
+        waiting = [p.name for p in todo if p.name not in {c.name for c in cases}]
+        return result(runner, tuple(cases), command, suite, waiting, points)
+
     with ExitStack() as stack:
-        runner.open(stack)
-        for number, point in enumerate(points):
-            left = end - time.monotonic()
-            if left < 0 and cases:
-                skipped.append(point.name)
-                continue
-            cases.append(_case(runner, point, left / (len(points) - number)))
-            say(f"{number + 1}/{len(points)} {describe(cases[-1])}; {left / 60:.1f} min left")
-    return result(runner, tuple(cases), command, suite, skipped, points)
+        try:
+            compile_all(todo, options, say)
+            runner.open(stack)
+            end = time.monotonic() + options.seconds
+            for number, point in enumerate(todo):
+                left = end - time.monotonic()
+                if left < 0 and number:
+                    break
+                start = time.monotonic()
+                cases.append(measure(runner, point, left / (len(todo) - number)))
+                parts = ", ".join(f"{n} {t:.0f}" for n, t in runner.took[point.name].items())
+                say(f"{number + 1}/{len(todo)} {describe(cases[-1])}; took "
+                    f"{time.monotonic() - start:.0f} s ({parts}), "
+                    f"{(end - time.monotonic()) / 60:.1f} min left")
+                if save is not None:
+                    save(so_far())
+        except KeyboardInterrupt:
+            runner.interrupted = True
+            say("interrupted: the report has what was measured so far")
+    return so_far()
 
 
-def limits_only(options: Options, say: Callable[[str], None], command: str) -> Result:
+def _kept(earlier: Result | None, options: Options) -> dict[str, Case]:
+    """Good cases of a run that this one goes on with; BadResult when it measured other things."""
+    if earlier is None:
+        return {}
+    for name, now in (("arch", options.arch), ("configs", options.configs)):
+        if (then := earlier.settings.get(name)) != now:
+            raise BadResult(f"the earlier run had {name} {then!r}, this one has {now!r}; give "
+                            "another --report, or leave --resume out")
+    return {c.name: c for c in earlier.cases if c.status == "ok" and c.samples}
+
+
+def compile_all(points: Sequence[Point], options: Options, say: Say) -> None:
+    """Put all kernels into the disk cache, a compiler process a CPU, before anything is timed."""
+    start, done = time.monotonic(), 0
+    count = max(1, min(len(sched_getaffinity(0)), len(points)))
+    tick = max(1, len(points) // 10)
+
+    def work(mine: Sequence[Point]) -> None:
+        nonlocal done
+        child = Child()
+        try:
+            for point in mine:
+                _compile(child, point, options)
+                done += 1            # for the progress line alone
+                if done % tick == 0 and time.monotonic() - start > 10.0:
+                    say(f"compiled the kernels of {done} of {len(points)} cases, "
+                        f"{time.monotonic() - start:.0f} s")
+        finally:
+            child.close()
+
+    with ThreadPoolExecutor(count) as pool:
+        for finished in [pool.submit(work, points[i::count]) for i in range(count)]:
+            finished.result()
+
+
+def _compile(child: Child, point: Point, options: Options) -> None:
+    """What kills the compiler here does so again when the case is prepared, and is told then."""
+    try:
+        call(child, jobs.compile_ours, op=point.op, shapes=variants(point),
+             unit=options.unit(point.threads), cache_dir=options.cache_dir, db=options.db,
+             user_db=options.user_db, configs=options.configs)
+    except (ChildCrashed, ChildTimeout):
+        return
+
+
+def limits_only(options: Options, say: Say, command: str) -> Result:
     """The suite `cpu-limits`: every limit at every thread count, as cases."""
     runner, cases = Runner(options, say), []
     with ExitStack() as stack:
         runner.open(stack)
         for threads in options.threads:
             for name in runner.limits[threads]:
-                found = tuple(tuple(call(runner.ours[threads], jobs.time_limit, threads=threads,
-                                         name=name, samples=3)) for _ in range(_MOST))
+                found = tuple(tuple(_limit(runner, threads, name)) for _ in range(options.rounds))
                 cases.append(Case(f"{name}[{threads}T]", "limits", "ok", {"head": found},
                                   evidence="L4 timed"))
     return result(runner, tuple(cases), command, "cpu-limits", (), ())
+
+
+def _limit(runner: Runner, threads: int, name: str) -> Any:
+    return call(runner.ours[threads], jobs.time_limit, unit=runner.options.unit(threads),
+                name=name, samples=3)
 
 
 def describe(case: Case) -> str:
@@ -68,112 +131,3 @@ def describe(case: Case) -> str:
     medians = {s: statistics.median(case.flat(s)) for s in case.samples if s != "head"}
     told = ", ".join(f"{s} {us / 1e3:.3f}" for s, us in medians.items())
     return f"{case.name}: {case.error or told + ' ms'}"
-
-
-def _case(runner: Runner, point: Point, seconds: float) -> Case:
-    """One point; a child that dies costs this case alone."""
-    start = time.monotonic()
-    child, options = runner.ours[point.threads], runner.options
-    try:
-        made = call(child, jobs.prepare_ours, op=point.op,
-                    shapes={n: dict(s) for n, s in point.shapes.items()}, threads=point.threads,
-                    cache_dir=options.cache_dir, db=options.db, user_db=options.user_db,
-                    configs=options.configs)
-        good = {n: m for n, m in made.items() if "error" not in m}
-        error = "; ".join(f"{n}: {m['error']}" for n, m in made.items() if "error" in m)
-        if not good:
-            return _broken(point, error)
-        turns = [Turn(n, _side(child, n, m["first_us"])) for n, m in good.items()]
-        turns += _peers(runner, point)
-        first = next(iter(good.values()))
-        limit, share = runner.floor(point, first["flops"], first["bytes"])
-        turns.append(Turn("floor", _floor(child, point.threads, limit, share)))
-        _rounds(turns, seconds - (time.monotonic() - start))
-    except (ChildTimeout, ChildCrashed, ChildFailed) as e:
-        for other in (child, runner.torch, runner.ggml):
-            other.close()            # each starts anew with the next case
-        return _broken(point, f"{type(e).__name__}: {str(e)[-800:]}")
-    return _finished(point, turns, good, limit, error)
-
-
-def _broken(point: Point, error: str) -> Case:
-    status: Status = "wrong" if "wrong:" in error else "failed"
-    return Case(point.name, point.row, status, {}, point.shape, error=error)
-
-
-def _finished(point: Point, turns: Sequence[Turn], made: Mapping[str, Any], limit: str,
-              error: str) -> Case:
-    samples: dict[str, Samples] = {t.name: tuple(t.found) for t in turns}
-    fastest = min(made, key=lambda n: statistics.median(
-        [us for block in samples[n] for us in block]))
-    floor = statistics.median([us for block in samples["floor"] for us in block])
-    status: Status = "wrong" if "wrong:" in error else "ok"
-    return Case(point.name, point.row, status, {"head": samples[fastest], **samples}, point.shape,
-                {"head": made[fastest]["config"], **{n: m["config"] for n, m in made.items()}},
-                {"head": fastest, "limit": limit, **{n: m["by"] for n, m in made.items()}}, error,
-                "L4 timed", floor, float(made[fastest]["flops"]), float(made[fastest]["bytes"]))
-
-
-def _side(child: Child, name: str, us: float) -> Callable[[int, bool], list[float]]:
-    inner = max(1, min(1000, round(_SAMPLE_US / max(us, 1.0))))
-
-    def block(samples: int, warm: bool) -> list[float]:
-        found: list[float] = call(child, jobs.time_block, _BLOCK_S, side=name, inner=inner,
-                                  samples=samples, warm=warm)
-        return found
-
-    return block
-
-
-def _floor(child: Child, threads: int, limit: str, share: float
-           ) -> Callable[[int, bool], list[float]]:
-    """Samples of the limit's kernel, as the microseconds that this case's work would take it."""
-    def block(samples: int, warm: bool) -> list[float]:
-        found = call(child, jobs.time_limit, threads=threads, name=limit, samples=samples)
-        return [us * share for us in found]
-
-    return block
-
-
-def _peers(runner: Runner, point: Point) -> list[Turn]:
-    """The peers' fastest forms of this shape, ready."""
-    found: list[Turn] = []
-    probes: dict[str, Any] = {}
-    if point.row != "growth-experts":
-        answer = call(runner.torch, jobs.prepare_torch, op=point.op, shape=dict(point.shape),
-                      threads=point.threads, dtypes=[F32, BF16],
-                      compiled=_compiles(runner.options, point))
-        probes |= {**answer["probes"], **answer["failed"]}
-        found += [Turn(n, _side(runner.torch, n, answer["probes"][n])) for n in answer["best"]]
-    if point.ggml and "ggml" not in runner.missing:
-        with suppress(ChildCrashed):     # a library that aborts is a peer that is not there
-            answer = call(runner.ggml, jobs.prepare_ggml, op=point.op, shape=dict(point.shape),
-                          threads=point.threads, kind=point.ggml)
-            probes |= {**answer["probes"], **answer["failed"]}
-            found += [Turn(n, _side(runner.ggml, n, answer["probes"][n]))
-                      for n in answer["best"]]
-    runner.probes[point.name] = probes
-    return found
-
-
-def _compiles(options: Options, point: Point) -> bool:
-    """torch.compile takes ten seconds a form: casts always have it, other rows a case or two."""
-    if options.compiled == "none" or point.row == "casts":
-        return options.compiled != "none"
-    return point.quick and options.compiled == "all" and point.threads == max(options.threads)
-
-
-def _rounds(turns: Sequence[Turn], seconds: float) -> None:
-    """Blocks of all sides in every round, each second round in the reverse order."""
-    end = time.monotonic() + seconds
-    order = list(turns)
-    slow = False
-    for done in range(_MOST):
-        for turn in order:
-            if not slow:
-                time.sleep(_REST_S)
-            turn.found.append(tuple(turn.block(1 if slow else 2, not slow)))
-        slow = max(turn.found[0][0] for turn in turns) > _LONG_US
-        order = order[::-1]
-        if time.monotonic() > end and done + 1 >= _FEWEST:
-            return

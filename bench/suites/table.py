@@ -10,7 +10,8 @@ from . import limits
 from .goals import GOALS, ROWS, Answer, Spread, answers, ours, over, peers
 from .growth import cliffs, series
 
-_COLUMN = {"torch": "the best torch form", "ggml": "ggml", "machine": "the machine"}
+_COLUMN = {"torch": "the best torch form", "ggml": "ggml", "fp8": "our fp8 kernel, as many bytes",
+           "machine": "the machine"}
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,27 @@ def cases(result: Result) -> Table:
     """Every case: milliseconds, ratios with quartiles, percent of the floor."""
     found: list[tuple[str, ...]] = []
     for case in result.cases:
-        f32_side = "ours f32" if "ours f32" in case.samples else "ours"
         if not case.samples:
             found.append((case.name, case.status, *("-",) * 8, case.error[:160]))
             continue
-        mine, rivals = ours(case), (_best(case, "torch"), _best(case, "ggml"))
-        samples = case.samples
-        ratios = [_spread(over(samples[r], samples[mine])) if r else "-" for r in rivals]
-        floor = samples.get("floor", ())
-        f32 = _spread(over(floor, samples["ours f32"]), True) if "ours f32" in samples else "-"
+        samples, mine = case.samples, ours(case)
+        rivals = [_best(case, family) for family in ("torch", "ggml", "fp8")]
+        told: list[str] = []
+        for rival in rivals if rivals[2] else rivals[:2]:
+            told += [f"{_ms(case, rival)} {rival}".strip(),
+                     _spread(over(samples[rival], samples[mine])) if rival else "-"]
+        if rivals[2]:                # a third rival shares the second's cells
+            told = [*told[:2], f"{told[2]}; {told[4]}", f"{told[3]}; {told[5]}"]
+        f32 = _spread(over(samples.get("floor", ()), samples.get("ours f32", ())), True)
         found.append((
-            case.name, _ms(case, f32_side), _ms(case, "ours bf16"),
-            f"{_ms(case, rivals[0])} {rivals[0]}", ratios[0],
-            f"{_ms(case, rivals[1])} {rivals[1]}" if rivals[1] else "-", ratios[1], f32,
-            _dot_percent(result, case), str(case.answered_by.get("limit", "")), case.error[:160]))
-    return Table("Cases", ("case", "ours f32, ms", "ours bf16, ms", "best of torch, ms",
-                           "torch / ours", "ggml, ms", "ggml / ours", "f32: of the floor",
-                           "bf16: of the dot-product floor", "the floor's limit", "errors"),
+            case.name, _ms(case, "ours f32"),
+            "-" if mine == "ours f32" else f"{_ms(case, mine)} {mine.removeprefix('ours ')}",
+            *told, f32, _dot_percent(result, case), str(case.answered_by.get("limit", "")),
+            case.error[:160]))
+    return Table("Cases", ("case", "ours f32, ms", "ours, a faster form, ms",
+                           "best of torch, ms", "torch / ours", "ggml, ms", "ggml / ours",
+                           "f32: of the floor", "bf16: of the dot-product floor",
+                           "the floor's limit", "errors"),
                  tuple(found), "Ratios: median of rounds (quartiles), our faster variant.")
 
 
@@ -123,17 +128,28 @@ def growth(result: Result) -> Table:
 
 def notes(result: Result) -> list[str]:
     """What the reader must know of the run."""
-    told = [f"Without {name}: {why}" for name, why in
-            dict(result.settings.get("missing", {})).items()]
+    settings = result.settings
     tools = result.toolchain.get("head", {})
-    if "ggml built for" in tools and result.settings.get("suite") == "cpu-ops":
+    told = []
+    if (arch := settings.get("arch")) != (host := settings.get("host arch")):
+        told.append(f"{arch} code on a machine of level {host}: our kernels and the limits are "
+                    f"compiled for {arch}, torch, oneDNN, MKL and torch.compile are held to it in "
+                    "the same way (MKL's float32 product is what it takes for this CPU).")
+    if "torch's code" in tools:
+        told.append(", ".join(f"{name} {tools[name]}" for name in (
+            "torch's code", "torch.compile's code", "torch's bfloat16 product") if name in tools)
+            + ".")
+    told += [f"Without {name}: {why}" for name, why in dict(settings.get("missing", {})).items()]
+    if "ggml built for" in tools and settings.get("suite") == "cpu-ops":
         told.append(f"ggml {tools['ggml']} as prebuilt, for {tools['ggml built for']}; its MoE "
                     "layer is timed without the weighted sum, its attention on a float16 cache.")
-    if result.settings.get("suite") == "cpu-ops":
-        told.append("torch.compile and flex attention were tried on casts, and with the most "
-                    "threads on a case or two of each other row (ten seconds a form).")
-    if skipped := result.settings.get("skipped"):
-        told.append(f"The time budget was spent before: {', '.join(skipped)}.")
+    if settings.get("suite") == "cpu-ops":
+        told.append("torch.compile and flex attention were tried on casts and on some sizes of "
+                    "MoE and attention (ten seconds a form).")
+    if settings.get("interrupted"):
+        told.append("The run was interrupted; go on with --resume.")
+    if skipped := settings.get("skipped"):
+        told.append(f"Not measured, for want of time: {', '.join(skipped)}.")
     return told
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from expertile import ops
 from expertile.bench.outputs import suite_page
-from expertile.bench.result import Case, Machine, Result, from_json
+from expertile.bench.result import BadResult, Case, Machine, Result, from_json
 from expertile.bench.suites import goals, growth, points, run, runner, table
 from expertile.cli import app
 
@@ -37,13 +38,15 @@ def answer(found: list[goals.Answer], row: str, column: str) -> goals.Answer:
 
 
 def test_cases_are_named_once_and_every_shape_is_a_call_of_its_operator() -> None:
-    whole = points.cpu_ops((1, 2), quick=False)
+    whole = points.cpu_ops((1, 2), quick=False, dots=True)
     names = [p.name for p in whole]
-    assert len(set(names)) == len(names) > 80
-    assert {p.name for p in points.cpu_ops((1, 2), quick=True)} < set(names)
+    assert len(set(names)) == len(names) > 100
+    assert {p.name for p in points.cpu_ops((1, 2), quick=True, dots=True)} < set(names)
+    plain = points.cpu_ops((1, 2), quick=False, dots=False)
+    assert [p.name for p in plain] == names and not any("ours bf16" in p.shapes for p in plain)
     for point in whole:
         op = ops.load(point.op)
-        for shape in point.shapes.values():
+        for shape in (*point.shapes.values(), *point.beside.values()):
             assert dict(op.shape_of(*op.signature(shape))) == dict(shape), point.name
     assert {g.row for g in goals.GOALS} <= {p.row for p in whole} <= {r.key for r in goals.ROWS}
     assert all(p.ggml for p in whole if p.row.startswith("moe"))
@@ -66,6 +69,16 @@ def test_goals_are_met_missed_or_not_measured_for_a_reason() -> None:
     assert machine.met is True and machine.least == pytest.approx(0.95)
     prefill = answer(found, "mla-prefill", "torch")
     assert prefill.met is None and "no case" in prefill.why
+
+
+def test_int8_is_asked_to_be_as_fast_as_our_fp8_kernel() -> None:
+    one = case("moe-int8[x,1T]", "moe-int8", ours_f32=100, ours_w8a8=80, fp8_weights=90,
+               torch_f32_loop=300, floor=70)
+    found = answer(goals.answers(result([one])), "moe-int8", "fp8")
+    assert found.met is True and found.least == pytest.approx(90 / 80)
+    row, = table.cases(result([one])).rows
+    assert len(row) == len(table.cases(result([one])).heads)
+    assert "w8a8" in row[2] and "3.75x" in row[4] and "1.12x" in row[6]
 
 
 def test_a_goal_is_judged_by_the_faster_variant_but_the_machine_by_float32() -> None:
@@ -142,8 +155,9 @@ def test_a_suite_runs_interleaves_its_sides_and_names_what_found_no_time(tmp_pat
     late = points.Point("casts", "per_token_group_quant_fp8", "late", 1, {"ours f32": shape},
                         "copy")
     told: list[str] = []
-    options = runner.Options((1,), 1.0, str(tmp_path), "default", None, None, "none")
-    found = run.run([cast, late], options, told.append, "test", "cpu-ops")
+    saved: list[Result] = []
+    options = runner.Options((1,), 1e-3, str(tmp_path), "default", None, None, "none")
+    found = run.run([cast, late], options, told.append, "test", "cpu-ops", save=saved.append)
     one = found.cases[0]
     sides = set(one.samples)
     assert one.status == "ok" and {"head", "ours f32", "floor"} < sides, one
@@ -153,12 +167,33 @@ def test_a_suite_runs_interleaves_its_sides_and_names_what_found_no_time(tmp_pat
     assert found.settings["skipped"] == ["casts[late,1T]"]
     assert found.limits["FMA float32, 1 threads"] > found.limits["read, 1 threads"] > 0.1
     assert any("limits of 1 thread" in line for line in told)
+    assert [len(r.cases) for r in saved] == [1]          # a killed run has left this
+    goes_on(saved[-1], [cast, late], options)
+
+
+def goes_on(earlier: Result, wanted: list[points.Point], options: runner.Options) -> None:
+    """The second case is added to the first, and an interrupt right after it loses nothing."""
+    def stop(text: str) -> None:
+        if text.startswith("1/1 "):
+            raise KeyboardInterrupt
+
+    whole = run.run(wanted, options, stop, "test", "cpu-ops", earlier)
+    assert [c.name for c in whole.cases] == ["casts[small,1T]", "casts[late,1T]"]
+    assert whole.cases[0] == earlier.cases[0] and not whole.settings["skipped"]
+    assert set(whole.settings["probes"]) == {p.name for p in wanted}
+    assert whole.settings["interrupted"] and "interrupted" in " ".join(table.notes(whole))
+    with pytest.raises(BadResult, match="the earlier run had arch"):
+        run.run(wanted, replace(options, arch="x86"), stop, "test", "cpu-ops", earlier)
 
 
 @pytest.mark.parametrize("arguments, why", [
     (["cpu-opps"], "must be one of cpu-ops, cpu-limits, model"),
-    (["cpu-ops", "--only", "nonsense"], "--only must name cases"),
+    (["cpu-ops", "--only", "nonsense"], "must name cases"),
     (["--quick"], "belong to a named suite"),
+    (["cpu-ops", "--device", "sm_90"], "measures CPUs"),
+    (["cpu-ops", "--device", "cpu:aarch64"], "cannot be measured here"),
+    (["cpu-ops", "--resume"], "give --report"),
+    (["model", "--device", "cpu:x86"], "this machine's own level"),
     (["model", "--only", "gpt"], "bundled, v2-lite-slice")])
 def test_a_wrong_command_line_is_refused_before_anything_is_measured(arguments: list[str], why: str
                                                                      ) -> None:
