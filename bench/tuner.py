@@ -1,4 +1,4 @@
-"""What the tuner promises, tried: `python -m expertile.bench.tuner kills` and `same`."""
+"""What the tuner promises, tried: `python -m expertile.bench.tuner kills`, `same`, `workers`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..tuning_db.store import TuningDB, config_hash
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 COPIES = 8
-_OP = "silu_mul"
+_OP, _WARM = "silu_mul", 1000
 _SHAPES: list[Shape] = [{"h": 64 * i, "dtype": "float32", "tokens": 8} for i in range(1, 5)]
 
 
@@ -65,7 +65,10 @@ def _tune(db: Path, seed: int, killed_after: float | None) -> tuple[bool, float]
 @app.command()
 def kills(count: Annotated[int, typer.Option("--count", help="How many tunes to kill.")] = 50,
           seed: Annotated[int, typer.Option("--seed")] = 0) -> None:
-    """Kill -9 a tune at random moments: the database is sound, and the resumed result the same."""
+    """Kill -9 a tune at random moments: the database is sound, and the resumed result the same.
+
+    Other seeds kill at other moments: 50 kills may be several commands.
+    """
     chance, bad = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.sqlite"
@@ -91,6 +94,7 @@ class SameTarget:
     """This CPU, with a knob that changes nothing."""
 
     cpu: CpuTarget
+    lang: str = "same"               # not that of the CPU's lowerings: its model knows their knobs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cpu, name)
@@ -125,10 +129,13 @@ def same_target(**cpu: Any) -> SameTarget:
 
 @app.command()
 def same(count: Annotated[int, typer.Option("--count", help="How many tunes.")] = 200,
+         first: Annotated[int, typer.Option(
+             "--first", help="Of the tunes, which are numbered: 200 may be several commands.")] = 0,
          null: Annotated[bool, typer.Option(
              "--null", help="Simulated noise of 2 % instead of this CPU's own.")] = False) -> None:
     """Tune among copies of one kernel: nearly every verdict must be that the default is kept."""
-    shapes: list[Shape] = [{"h": 64, "dtype": "float32", "tokens": 32 + i} for i in range(count)]
+    shapes: list[Shape] = [{"h": 64, "dtype": "float32", "tokens": 32 + i}
+                           for i in range(first, first + count)]
     target: Any = NullTarget(flat=True, noise=0.02) if null else same_target(
         unit="1", cache_dir=None)
 
@@ -140,9 +147,79 @@ def same(count: Annotated[int, typer.Option("--count", help="How many tunes.")] 
         found = tune(ops.load(_OP), target, shapes, Path(folder) / "same.sqlite",
                      Budget(trials=COPIES), progress=show)
     kept = sum(o.record.decision == "default kept" for o in found)
-    print(json.dumps({"tunes": count, "default kept": kept}))
+    print(json.dumps({"tunes": count, "first": first, "default kept": kept}))
     if kept < 0.99 * count:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class SlowToCompile(NullTarget):
+    """No device, and a compiler that does nothing for a while: once for each config."""
+
+    compile_s: float = 1.0
+    cache: str = ""
+
+    def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
+        """Sleep, unless this config was compiled before, or the shape is there to warm up."""
+        done = Path(self.cache) / f"{config_hash(config)}-{shape['tokens']}"
+        if not done.exists() and int(shape["tokens"]) > _WARM:
+            time.sleep(self.compile_s)
+            done.touch()
+        return super().compile_here(op, shape, config)
+
+    def recipe(self) -> Recipe:
+        """How a child makes it again."""
+        return (f"{__spec__.name if __spec__ else __name__}:SlowToCompile",
+                {"compile_s": self.compile_s, "cache": self.cache})
+
+
+@app.command()
+def joiner(storage: str, cache: str, compile_s: float, count: int) -> None:
+    """Join a study that starts all children, then the slow one (for `workers`, which counts)."""
+    from ..opt.job import Method
+    from ..opt.shared import Storage
+
+    shared = Storage(storage)
+    tune(ops.load(_OP), SlowToCompile(compile_s=compile_s, cache=cache),
+         [{"h": 64, "dtype": "float32", "tokens": t} for t in (count, _WARM + count)], storage,
+         Budget(trials=1000), progress=lambda e: print(e.kind, e.index, flush=True),
+         method=Method(storage=shared))
+    shared.close()
+
+
+@app.command()
+def workers(
+    storage: Annotated[str, typer.Argument(help="postgresql://..., a database for this alone.")],
+    count: Annotated[int, typer.Option("--count", help="Processes of the second tune.")] = 4,
+    compile_s: Annotated[float, typer.Option(
+        "--compile-seconds", help="That each config's compiler sleeps.")] = 1.0,
+) -> None:
+    """How much sooner several processes end a tune whose time goes into compiling.
+
+    The compiler sleeps, so this shows what sharing a study costs and not how many cores there are.
+    Counted from when all processes and their children run.
+    """
+    took = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for n in (1, count):
+            joined = [subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, "joiner", storage, cache, str(compile_s),
+                 str(n)], stdout=subprocess.PIPE, text=True) for _ in range(n)]
+            for child in joined:
+                assert child.stdout is not None
+                while child.stdout.readline().strip() not in ("shape 1", ""):
+                    pass
+            start = time.monotonic()
+            for child in joined:
+                child.communicate()
+            if any(child.returncode for child in joined):
+                raise typer.Exit(1)
+            took[n] = time.monotonic() - start
+    with TuningDB(storage) as db:
+        tried = Counter(r.key.dynamic["tokens"] for r in db.records(role="candidate"))
+    print(json.dumps({"seconds": {n: round(s, 1) for n, s in took.items()},
+                      "ratio": round(took[1] / took[count], 2),
+                      "configs": [tried[_WARM + 1], tried[_WARM + count]]}))
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ class Family:
         return True
 
 
-def choose(family: Family, unit: str, mode: Mode | None, cache_dir: str | Path | None
-           ) -> TritonTarget:
+def choose(family: Family, unit: str, mode: Mode | None, cache_dir: str | Path | None,
+           kernels: str | Path | None = None) -> TritonTarget:
     """The target for a unit: "" or an index, an arch ("sm_90") or a product ("h100").
 
     A GPU that is here runs; any other one is compiled for. `mode="interpret"` runs its kernels in
-    Triton's interpreter, in a process of its own.
+    Triton's interpreter, in a process of its own. `kernels`: where Triton shall keep binaries.
     """
     index = int(unit) if unit.isdigit() else None
     wanted = None if not unit or unit.isdigit() else family.find(unit)
@@ -65,7 +65,7 @@ def choose(family: Family, unit: str, mode: Mode | None, cache_dir: str | Path |
         cache_dir = user_cache_path("expertile")
     gpu = here if is_wanted and here is not None else wanted or family.find(family.default)
     return TritonTarget(family.name, family.backend, gpu, mode or ("live" if live else "compile"),
-                        unit, Path(cache_dir))
+                        unit, Path(cache_dir), kernels=Path(kernels) if kernels else None)
 
 
 def _here(family: Family, index: int | None) -> Device | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...ops.space import Config
-from ...ops.spec import Operator, Shape
+from ...ops.spec import Args, Operator, Shape
 from .. import examination
 from ..base import Evidence, Examined, Figure, Fp8, FromLowering, Recipe, Verdict
+from . import cache as triton_cache
 from . import live, static, timing
 from .aot import Launch, Recorder, compile_launch, driver_of
 from .device import Device
@@ -40,6 +41,7 @@ class TritonTarget(FromLowering):
     unit: str                        # how the user named it: "", "0", "sm_90", "h100"
     cache_dir: Path
     lang: str = "triton"
+    kernels: Path | None = None      # where Triton keeps binaries; None: at its own place
     recorder: Recorder | None = field(default=None, compare=False)
 
     @property
@@ -128,6 +130,8 @@ class TritonTarget(FromLowering):
         """Run `kernel` over `grid`; nothing runs for an empty grid."""
         if 0 in grid:
             return
+        if self.kernels is not None:
+            triton_cache.use(self.kernels)
         if self.recorder is not None:
             self.recorder.launches.append(compile_launch(
                 driver_of(self.backend, self.arch, self.warp_size), kernel, grid, args,
@@ -139,10 +143,15 @@ class TritonTarget(FromLowering):
 
     def launches(self, op: Operator, shape: Shape, config: Config) -> tuple[Launch, ...]:
         """The kernels of one call, compiled for this device in this very process."""
+        return self.launches_of(op, shape, config, [op.signature(shape)])
+
+    def launches_of(self, op: Operator, shape: Shape, config: Config, calls: Iterable[Args]
+                    ) -> tuple[Launch, ...]:
+        """The same for calls on meta tensors: Triton compiles anew for other alignments."""
         recorder = Recorder()
-        args = op.signature(shape)
         kernel = replace(self, mode="compile", recorder=recorder).build_kernel(op, shape, config)
-        kernel(*args, out=op.empty(*args))
+        for args in calls:
+            kernel(*args, out=op.empty(*args))
         return tuple(recorder.launches)
 
     def compile_here(self, op: Operator, shape: Shape, config: Config) -> Examined:
@@ -161,8 +170,10 @@ class TritonTarget(FromLowering):
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""
-        return (f"{__name__.removesuffix('._triton.target')}.{self.name}:target",
-                {"unit": self.unit, "mode": self.mode, "cache_dir": str(self.cache_dir)})
+        made = {"unit": self.unit, "mode": self.mode, "cache_dir": str(self.cache_dir)}
+        if self.kernels is not None:
+            made["kernels"] = str(self.kernels)
+        return f"{__name__.removesuffix('._triton.target')}.{self.name}:target", made
 
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
         """Device time of a call with a cold L2 cache, in microseconds: median of `inner` calls."""

@@ -20,9 +20,10 @@ def _detect(index: int) -> Device:
 
 _FAMILY = Family("cuda", "cuda", "sm_90", torch.version.cuda is not None, find, _detect)
 knows = _FAMILY.knows
+OPTIONS = ("kernels",)               # besides those that every target takes
 
 
-def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None
-           ) -> TritonTarget:
+def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None,
+           kernels: str | Path | None = None) -> TritonTarget:
     """A GPU by index ("cuda:1"), architecture ("cuda:sm_90") or name ("cuda:h100")."""
-    return choose(_FAMILY, unit, mode, cache_dir)
+    return choose(_FAMILY, unit, mode, cache_dir, kernels)

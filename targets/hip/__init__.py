@@ -20,9 +20,10 @@ def _detect(index: int) -> Device:
 
 _FAMILY = Family("hip", "hip", "gfx942", torch.version.hip is not None, find, _detect)
 knows = _FAMILY.knows
+OPTIONS = ("kernels",)               # besides those that every target takes
 
 
-def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None
-           ) -> TritonTarget:
+def target(unit: str = "", mode: Mode | None = None, cache_dir: str | Path | None = None,
+           kernels: str | Path | None = None) -> TritonTarget:
     """A GPU by index ("hip:1"), architecture ("hip:gfx942") or name ("hip:mi300x")."""
-    return choose(_FAMILY, unit, mode, cache_dir)
+    return choose(_FAMILY, unit, mode, cache_dir, kernels)
