@@ -5,6 +5,8 @@ from __future__ import annotations
 from .budget import Budget, Guard
 from .outcome import Event, Outcome
 from .replay import replay
+from .replay_record import shipped as landscapes
 from .tune import plan, tune, tune_many
 
-__all__ = ["Budget", "Event", "Guard", "Outcome", "plan", "replay", "tune", "tune_many"]
+__all__ = ["Budget", "Event", "Guard", "Outcome", "landscapes", "plan", "replay", "tune",
+           "tune_many"]

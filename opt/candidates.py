@@ -8,38 +8,18 @@ from dataclasses import replace
 
 from ..ops.space import Config, config_text
 from ..targets.child import DIED
-from ..tuning_db.reasons import size_step
 from ..tuning_db.record import Record
 from .job import Job
 from .provenance import provenance
+from .seeds import seeds
 from .session import Site
 from .stats import low
 from .workers import Tried
 
+__all__ = ["blocklist", "rounded", "seeds", "try_batch"]
 CANDIDATE_S = 0.6                    # at most, to time a candidate (more for very slow kernels)
-NEIGHBOURS = 4                       # other sizes' winners as seeds; more crowd out random ones
 _EVIDENCE = {"build_error": "L0 described", "illegal": "L0 described",
              "wrong": "L3 executed and checked", "ok": "L4 timed", "noisy": "L4 timed"}
-
-
-def seeds(job: Job) -> list[Config]:
-    """Winners of the nearest other sizes, whatever the compiler or the source was.
-
-    And the best few by a model, of the nearest size that has been ranked.
-    """
-    near: list[tuple[float, str, Config]] = []
-    modelled: list[tuple[float, tuple[Config, ...]]] = []
-    for row in job.db.records(op=job.key.op, arch=job.key.arch, role="winner"):
-        if row.key.static != job.key.static or row.decision == "default kept" and not row.ranked:
-            continue
-        step = size_step(row.key.dynamic, job.key.dynamic)
-        if row.is_modelled:
-            modelled.append((step[1] if step else math.inf, row.ranked))
-        else:
-            near.append((step[1] if step else math.inf, config_text(row.config), row.config))
-    near.sort(key=lambda n: n[:2])
-    return [*min(modelled, key=lambda m: m[0], default=(0.0, ()))[1],
-            *(config for _, _, config in near[:NEIGHBOURS])]
 
 
 def blocklist(job: Job) -> dict[str, Record]:
@@ -98,10 +78,11 @@ def _row(job: Job, config: Config, tried: Tried, failed_build: bool) -> Record:
         key=job.key, config=dict(config), status=tried.status,  # type: ignore[arg-type]
         role="candidate", evidence=min(evidence, job.target.evidence()),
         kind="measured" if job.target.computes else "modelled",
-        provenance=provenance(job.target, job.seed, job.command), us=us, default_us=default_us,
+        provenance=provenance(job.target, job.seed, job.command, origin=job.method.origin), us=us,
+        default_us=default_us,
         speedup=default_us / us if us and default_us else None,
         samples=rounded(tried.samples), default_samples=rounded(tried.baseline),
-        error=tried.error)
+        anchor=rounded(tried.anchor), error=tried.error)
 
 
 def rounded(samples: Sequence[float]) -> tuple[float, ...]:

@@ -7,14 +7,16 @@ it; only fresh rounds of challenger against default decide and are stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..ops.space import Config, config_text
 from ..tuning_db.record import Decision, Record
 from ..tuning_db.store import config_hash
-from .stats import low, speedup
+from .noise import Noise, noise_of
+from .stats import Ratio, low, speedup
+from .workers import Raced
 
 FINALISTS = 5
 NEAR_BEST = 0.05                     # behind the best in the search, and still a finalist
@@ -22,7 +24,7 @@ GAIN = 0.01                          # the least gain that replaces the default
 EQUAL = 0.005                        # closer than this to the leader is a tie
 RACE_ROUNDS, FINAL_ROUNDS = 30, 40
 
-Racer = Callable[[list[Config], int], list[list[float]] | None]
+Racer = Callable[[list[Config], int], Raced | None]
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,71 @@ class Verdict:
     baseline: Sequence[float]
     equivalents: tuple[Config, ...] = ()
     note: str = ""
+    race: Mapping[str, Sequence[float]] = field(default_factory=dict)   # finalists, by config text
+    anchor: Sequence[float] = ()
+    noise: Noise | None = None
 
 
 def decide(rows: list[Record], default: Config, before: Record | None, race: Racer) -> Verdict:
     """Race the best candidates with the default; keep the default unless one beats it clearly."""
     base = next(r for r in rows if config_text(r.config) == config_text(default))
-    kept = Verdict(default, "default kept", "ok", base.samples, base.samples)
+    kept = Verdict(default, "default kept", "ok", base.samples, base.samples, anchor=base.anchor,
+                   noise=noise_of(base.anchor))
     finalists = _finalists(rows, default)
     if not finalists:
         return kept
     raced = race([*finalists, default], RACE_ROUNDS)
     if raced is None:
-        return Verdict(default, "default kept", "ok", base.samples, base.samples,
-                       note="the race of the finalists died, so none of them is trusted")
-    tied = _tied([*finalists, default], raced)
+        return replace(kept, note="the race of the finalists died, so none of them is trusted")
+    configs = [*finalists, default]
+    tied = _tied(configs, raced.samples)
     if any(config_text(c) == config_text(default) for c in tied):
-        return Verdict(default, "default kept", "ok", raced[-1], raced[-1], tuple(tied))
-    return _final(_pick(tied, before), default, tied, race, kept)
+        last = raced.samples[-1]
+        verdict = Verdict(default, "default kept", "ok", last, last, tuple(tied),
+                          anchor=raced.anchor, noise=noise_of(raced.anchor) or kept.noise)
+    else:
+        verdict = _final(_pick(tied, before), default, tied, race, kept)
+    return replace(verdict, race={
+        config_text(c): taken for c, taken in zip(configs, raced.samples, strict=True)})
 
 
 def _final(winner: Config, default: Config, tied: list[Config], race: Racer, kept: Verdict
            ) -> Verdict:
-    """Fresh rounds of the challenger against the default."""
+    """Fresh rounds of the challenger against the default; twice as many when they are noisy."""
     pair = race([winner, default], FINAL_ROUNDS)
-    if pair is not None and speedup(pair[0], pair[1]).is_wide:
+    if pair is not None and (_ratio(pair).is_wide or _drifts(pair)):
         pair = race([winner, default], 2 * FINAL_ROUNDS)
     if pair is None:
-        return Verdict(default, "default kept", "ok", kept.samples, kept.baseline,
-                       note="the challenger died in its final race")
-    ratio = speedup(pair[0], pair[1])
-    if ratio.beats(GAIN):
-        return Verdict(winner, "tuned", "ok", pair[0], pair[1], tuple(tied))
-    note = (f"the best challenger was {ratio.value:.3f}x the default "
-            f"[{ratio.low:.3f}, {ratio.high:.3f}]")
-    status: Literal["ok", "noisy"] = "noisy" if ratio.is_wide else "ok"
-    return Verdict(default, "default kept", status, pair[1], pair[1], note=note)
+        return replace(kept, note="the challenger died in its final race")
+    ratio, (mine, its) = _ratio(pair), pair.samples
+    told = Verdict(default, "default kept", "ok", its, its, anchor=pair.anchor,
+                   noise=noise_of(pair.anchor))
+    if not ratio.beats(GAIN):
+        return replace(told, status="noisy" if ratio.is_wide else "ok",
+                       note=f"the best challenger was {ratio.value:.3f}x the default "
+                            f"[{ratio.low:.3f}, {ratio.high:.3f}]")
+    if _drifts(pair) and not _wins_both_halves(pair):
+        return replace(told, status="noisy", note=(
+            f"the best challenger was {ratio.value:.3f}x the default [{ratio.low:.3f}, "
+            f"{ratio.high:.3f}], but not in both halves of a race in which the machine drifted"))
+    return replace(told, config=winner, decision="tuned", samples=mine, equivalents=tuple(tied))
+
+
+def _ratio(pair: Raced) -> Ratio:
+    return speedup(pair.samples[0], pair.samples[1])
+
+
+def _drifts(pair: Raced) -> bool:
+    noise = noise_of(pair.anchor)
+    return noise is not None and noise.verdict == "drifting"
+
+
+def _wins_both_halves(pair: Raced) -> bool:
+    """Whether the gain was there before the machine's speed changed, and after."""
+    mine, its = pair.samples
+    half = len(mine) // 2
+    return all(low(its[part]) > (1.0 + GAIN) * low(mine[part])
+               for part in (slice(None, half), slice(half, None)))
 
 
 def _finalists(rows: list[Record], default: Config) -> list[Config]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..ops.routing import Routing
-from ..ops.space import config_text
+from ..ops.space import Config, config_text
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
 from ..tuning_db.key import Key, key_of
@@ -39,6 +40,8 @@ class Method:
     routing: Routing = Routing()
     storage: Storage | None = None
     measure: bool = True             # else configs are compiled and ranked by the target's model
+    listed: tuple[Config, ...] = ()  # of a bundle: these and no others, in this order
+    origin: Mapping[str, str] = field(default_factory=dict)  # of a bundle: for the provenance
 
 
 @dataclass

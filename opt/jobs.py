@@ -66,19 +66,21 @@ def measure(site: dict[str, Any], config: dict[str, Any], baseline: dict[str, An
     try:
         if why := session.why_wrong(config):
             return {"status": "wrong", "error": why}
-        timed = _interleave(session, [config, baseline] if baseline else [config], ROUNDS, seconds,
-                            reject=True)
+        timed, anchor = _interleave(session, [config, baseline] if baseline else [config], ROUNDS,
+                                    seconds, reject=True)
     except Exception as e:               # whatever a candidate raises is one row
         return _failure(e)
-    return {"status": "ok", "error": "", "samples": timed[0], "baseline": timed[-1]}
+    return {"status": "ok", "error": "", "samples": timed[0], "baseline": timed[-1],
+            "anchor": anchor}
 
 
 def race(site: dict[str, Any], configs: list[dict[str, Any]], rounds: int, seconds: float
-         ) -> list[list[float]]:
+         ) -> dict[str, Any]:
     """Samples of checked configs in shared rounds; the last one is the baseline and stays in."""
     session = session_of(site)
     session.keep(*configs)
-    return _interleave(session, configs, rounds, seconds, reject=False)
+    samples, anchor = _interleave(session, configs, rounds, seconds, reject=False)
+    return {"samples": samples, "anchor": anchor}
 
 
 def is_sound(site: dict[str, Any], config: dict[str, Any]) -> bool:
@@ -87,20 +89,23 @@ def is_sound(site: dict[str, Any], config: dict[str, Any]) -> bool:
 
 
 def _interleave(session: Session, configs: Sequence[Config], rounds: int, seconds: float,
-                reject: bool) -> list[list[float]]:
+                reject: bool) -> tuple[list[list[float]], list[float]]:
     """Rounds until `rounds` or `seconds` are over, each second one in the reverse order.
 
     The last config is the baseline. With `reject` a first one that is hopeless ends it all;
-    without, finalists that fall behind the leader leave.
+    without, finalists that fall behind the leader leave. Second: the anchor's sample of each round.
     """
     clock, callers = session.target.time_us, [
         session.caller(c, place) for place, c in enumerate(configs)]
     last = len(configs) - 1
     inner = max(1, min(1000, round(SAMPLE_US / max(clock(callers[last], 1), 1e-3))))
     samples: list[list[float]] = [[] for _ in configs]
+    anchor: list[float] = []
     order, shuffler = list(range(len(configs))), random.Random(session.seed)
     end = time.monotonic() + seconds
     for done in range(1, rounds + 1):
+        if session.anchor is not None:
+            anchor.append(session.anchor.sample())
         for i in order:
             samples[i].append(clock(callers[i], inner))
         if reject and _is_hopeless(samples[0], samples[last]):
@@ -113,7 +118,7 @@ def _interleave(session: Session, configs: Sequence[Config], rounds: int, second
             if len(order) == 1:
                 break
         order = order[::-1] if done % 2 else shuffler.sample(order, len(order))
-    return samples
+    return samples, anchor
 
 
 def _is_hopeless(samples: list[float], baseline: list[float]) -> bool:

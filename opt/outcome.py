@@ -57,6 +57,7 @@ class Outcome:
             "evidence": r.evidence, "kind": r.kind, "floor_us": r.floor_us,
             "percent_of_floor": self.percent_of_floor, "trials": self.trials,
             "equivalents": [dict(c) for c in r.equivalents],
+            "noise": dict(r.noise),
             "ranked": [dict(c) for c in r.ranked], "parts": dict(r.parts), "error": r.error,
             "resumed": self.resumed}
 

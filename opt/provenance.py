@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,12 +36,18 @@ def _version(package: str) -> str:
         return "unknown"
 
 
+def tool_version() -> str:
+    """Of this package."""
+    return _version("expertile")
+
+
 def provenance(target: Target, seed: int, command: str, budget: dict[str, float] | None = None,
-               trials: int = 0, pool: int = 0) -> Provenance:
-    """The provenance of a measurement made now."""
+               trials: int = 0, pool: int = 0, origin: Mapping[str, str] | None = None
+               ) -> Provenance:
+    """The provenance of a measurement made now; `origin` says which bundle its kernels are of."""
     return Provenance(
-        tool=_version("expertile"), time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        tool=tool_version(), time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=command, seed=seed, machine=machine(),
         versions={**target.toolchain(), "torch": _version("torch"),
-                  "python": platform.python_version()},
+                  "python": platform.python_version(), **(origin or {})},
         budget=budget or {}, trials=trials, pool=pool)

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..ops.space import Config, config_text
-from ..targets.base import BuildError, Examined
+from ..targets.base import BuildError, Evidence, Examined
 from ..tuning_db.record import Record
 from .budget import covers
-from .candidates import seeds
+from .cpu_model import estimate_us
 from .decide import GAIN
 from .floor import floor_us
 from .job import Job, log_ratio, say
@@ -25,6 +25,7 @@ from .outcome import Outcome
 from .pool import Pool
 from .provenance import provenance
 from .search import Search
+from .seeds import seeds
 from .session import Site
 from .workers import Tried
 
@@ -51,7 +52,7 @@ def rank_shape(job: Job) -> Outcome:
 
 def _explore(job: Job, pool: Pool) -> None:
     """Compile candidates until the budget or the pool is done; a row each at once."""
-    search = Search(pool, job.seed, seeds(job), job.method.sampler, job.trials)
+    search = Search(pool, job.seed, seeds(job, pool), job.method.sampler, job.trials)
     for row in job.rows.values():
         search.tell(row.config, log_ratio(row))
     site = Site(job.target.recipe(), job.op.name, dict(job.shape), job.seed)
@@ -87,7 +88,10 @@ def _try(job: Job, pool: Pool, search: Search, site: Site, batch: Sequence[Confi
 
 
 def _row(job: Job, pool: Pool, config: Config, tried: Tried) -> Record:
-    if tried.status == "ok" and tried.modelled_us is None:
+    us = tried.modelled_us
+    if tried.status == "ok" and us is None:
+        us = estimate_us(job.op, job.target, job.shape, config)
+    if tried.status == "ok" and us is None:
         raise ValueError(f"{job.target.name} has no model of its kernels on {job.target.arch}, so "
                          "nothing can be ranked without measuring; leave out --no-measure")
     default = job.rows.get(config_text(pool.configs[0]))
@@ -97,11 +101,16 @@ def _row(job: Job, pool: Pool, config: Config, tried: Tried) -> Record:
         (r for r in job.rows.values() if r.us), None)
     return Record(
         key=job.key, config=dict(config), status=tried.status,  # type: ignore[arg-type]
-        role="candidate", evidence=job.target.evidence() if ok else "L0 described",
+        role="candidate", evidence=_evidence(job) if ok else "L0 described",
         kind="modelled", provenance=provenance(job.target, job.seed, job.command),
-        us=tried.modelled_us if ok else None,
-        default_us=(base.us if base is not None else tried.modelled_us) if ok else None,
+        us=us if ok else None,
+        default_us=(base.us if base is not None else us) if ok else None,
         error=tried.error)
+
+
+def _evidence(job: Job) -> Evidence:
+    """Of what was compiled and not run, also where it could be."""
+    return min("L2 native object", job.target.evidence())
 
 
 def _best(job: Job, pool: Pool) -> list[tuple[Record, str]]:
@@ -151,7 +160,7 @@ def _conclude(job: Job, pool: Pool, best: list[tuple[Record, str]]) -> Outcome:
     row, note = best[0]
     record = Record(
         key=job.key, config=dict(row.config), status="ok", role="winner",
-        evidence=job.target.evidence(), kind="modelled",
+        evidence=_evidence(job), kind="modelled",
         provenance=provenance(job.target, job.seed, job.command, job.budget, len(job.rows),
                               len(pool)),
         decision="default kept" if config_text(row.config) == config_text(default.config)

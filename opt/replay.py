@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .replay_record import find
 from .search import Name, Search
 from .search.landscape import Landscape, read
 
@@ -20,11 +21,11 @@ def replay(path: str | Path, sampler: Name = "auto", budget: int = 200,
 
     Args:
         path: Kernel Tuner's cache (also one that is still open) or T4, or a landscape of ours;
-            plain or gzip. Times keep the file's unit.
+            plain or gzip; or the name of one that ships (`landscapes()`). Times keep the unit.
         budget: evaluations; a smaller pool ends a run sooner.
         stop_gain: end a run when the model expects less than this fraction from what is untried.
     """
-    return replay_landscape(read(path), sampler, budget, seeds, stop_gain)
+    return replay_landscape(read(find(path)), sampler, budget, seeds, stop_gain)
 
 
 def replay_landscape(landscape: Landscape, sampler: Name = "auto", budget: int = 200,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import import_module
 from itertools import cycle
 from typing import Any
@@ -16,6 +17,7 @@ from ..ops.routing import UNIFORM, Routing
 from ..ops.space import Config, config_text
 from ..ops.spec import Args, Kernel, Operator, Outputs, Shape
 from ..targets.base import Target
+from .anchor import Anchor, anchor_of
 from .checks import run_once, why_wrong
 
 SETS_APART = 3                       # between neighbours in a race; prime to ARGUMENT_SETS
@@ -121,6 +123,11 @@ class Session:
         if text not in self._kernels:
             self._kernels[text] = self.target.build_kernel(self.op, self.shape, config)
         return self._kernels[text]
+
+    @cached_property
+    def anchor(self) -> Anchor | None:
+        """What is timed beside every candidate."""
+        return anchor_of(self.target)
 
     def keep(self, *configs: Config | None) -> None:
         """Forget all other kernels: some hold a packed copy of the weights."""

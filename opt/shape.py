@@ -10,7 +10,7 @@ from ..ops.space import Config, config_text
 from ..tuning_db.record import Record
 from ..tuning_db.store import config_hash
 from .budget import covers
-from .candidates import blocklist, rounded, seeds, try_batch
+from .candidates import blocklist, rounded, try_batch
 from .decide import Verdict, decide
 from .floor import floor_us
 from .job import RACE_SHARE, Job, log_ratio, say
@@ -18,8 +18,11 @@ from .outcome import Outcome
 from .pool import Pool
 from .provenance import provenance
 from .search import Search
+from .search.listed import Listed
+from .seeds import seeds
 from .session import Site
 from .stats import low, speedup
+from .workers import Raced
 
 if TYPE_CHECKING:
     from .shared import SharedSearch
@@ -52,12 +55,14 @@ def tune_shape(job: Job) -> Outcome:
 
 def _search(job: Job, pool: Pool) -> Search | SharedSearch:
     method = job.method
+    if method.listed:
+        return Listed(pool, method.listed)
     if method.storage is not None:
         from .shared import SharedSearch
 
         return SharedSearch(method.storage, f"expertile {job.key.hash}", pool, job.seed,
-                            seeds(job), method.sampler, job.trials)
-    return Search(pool, job.seed, seeds(job), method.sampler, job.trials)
+                            seeds(job, pool), method.sampler, job.trials)
+    return Search(pool, job.seed, seeds(job, pool), method.sampler, job.trials)
 
 
 def _explore(job: Job, pool: Pool, search: Search | SharedSearch, site: Site) -> None:
@@ -135,11 +140,11 @@ def _try(job: Job, pool: Pool, search: Search | SharedSearch, site: Site, batch:
         say(job, pool, "trial", row)
 
 
-def _racer(job: Job, site: Site) -> Callable[[list[Config], int], list[list[float]] | None]:
+def _racer(job: Job, site: Site) -> Callable[[list[Config], int], Raced | None]:
     """Builds what a resumed tune did not build, then races; about RACE_SHARE of the budget."""
     seconds = 5.0 if job.seconds is None else min(10.0, RACE_SHARE * job.seconds / 2)
 
-    def race(configs: list[Config], rounds: int) -> list[list[float]] | None:
+    def race(configs: list[Config], rounds: int) -> Raced | None:
         if any(tried.status != "ok" for tried in job.workers.build(site, configs)):
             return None
         return job.workers.race(site, configs, rounds, seconds)
@@ -158,12 +163,14 @@ def _conclude(job: Job, pool: Pool, verdict: Verdict) -> Outcome:
         evidence=min("L4 timed", job.target.evidence()),
         kind="measured" if job.target.computes else "modelled",
         provenance=provenance(job.target, job.seed, job.command, job.budget, len(job.rows),
-                              len(pool)),
+                              len(pool), job.method.origin),
         decision=verdict.decision, us=us if tuned else default_us, default_us=default_us,
         floor_us=floor, speedup=ratio.value if ratio else 1.0,
         speedup_ci=(ratio.low, ratio.high) if ratio else None,
         samples=rounded(verdict.samples), default_samples=rounded(verdict.baseline),
-        equivalents=tuple(sorted(verdict.equivalents, key=config_hash)), error=verdict.note)
+        equivalents=tuple(sorted(verdict.equivalents, key=config_hash)), error=verdict.note,
+        race={text: rounded(taken) for text, taken in verdict.race.items()},
+        anchor=rounded(verdict.anchor), noise=verdict.noise.to_json() if verdict.noise else {})
     job.db.add(record)
     say(job, pool, "done", record)
     return Outcome(record, len(job.rows), resumed=False)

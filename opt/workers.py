@@ -27,7 +27,16 @@ class Tried:
     error: str = ""
     samples: tuple[float, ...] = ()
     baseline: tuple[float, ...] = ()     # the baseline's samples of the same rounds
+    anchor: tuple[float, ...] = ()       # a fixed kernel's of the same rounds
     modelled_us: float | None = None     # of a build, where the target has a model
+
+
+@dataclass(frozen=True)
+class Raced:
+    """Samples of each finalist in the order in which they were given, the baseline last."""
+
+    samples: list[list[float]]
+    anchor: Sequence[float] = ()         # of a fixed kernel, one a round
 
 
 class Workers:
@@ -99,15 +108,14 @@ class Workers:
         return tried
 
     def race(self, site: Site, configs: Sequence[Config], rounds: int, seconds: float
-             ) -> list[list[float]] | None:
+             ) -> Raced | None:
         """Samples of finalists, the baseline last; None when the child did not live to tell."""
         if self.prepare(site).status != "ok":
             return None
         try:
-            raced: list[list[float]] = self._bench.call(
+            return Raced(**self._bench.call(
                 f"{jobs.__name__}:race", self._guard.run_s + 4 * seconds, site=site.to_json(),
-                configs=[dict(c) for c in configs], rounds=rounds, seconds=seconds)
-            return raced
+                configs=[dict(c) for c in configs], rounds=rounds, seconds=seconds))
         except (ChildTimeout, ChildCrashed, ChildFailed):
             self._prepared = None
             return None
@@ -140,4 +148,4 @@ class Workers:
             return Tried("oom" if killed or no_memory else crash_status, text)
         return Tried(answer.get("status", "ok"), answer.get("error", ""),
                      tuple(answer.get("samples", ())), tuple(answer.get("baseline", ())),
-                     answer.get("modelled_us"))
+                     tuple(answer.get("anchor", ())), answer.get("modelled_us"))

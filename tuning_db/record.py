@@ -18,6 +18,7 @@ Kind = Literal["measured", "modelled"]
 
 # As in targets.base.Evidence, which this room may not import; a test holds them together.
 EVIDENCE = ("L0 described", "L1 lowered", "L2 native object", "L3 executed and checked", "L4 timed")
+_OMITTED = ("race", "anchor", "noise")     # when empty: records older than these stay as they were
 MAX_TEXT = 1 << 20                   # characters of one record; a larger one is damage or an attack
 
 
@@ -69,6 +70,10 @@ class Record:
     equivalents: tuple[Config, ...] = ()       # configs that cannot be told from the winner
     ranked: tuple[Config, ...] = ()            # of a modelled winner: the best few, to be measured
     parts: Mapping[str, Any] = field(default_factory=dict)     # what a modelled time is made of
+    race: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of a winner: the
+                                               # finalists' raw samples by config text
+    anchor: tuple[float, ...] = ()             # a fixed kernel's, one sample a round
+    noise: Mapping[str, Any] = field(default_factory=dict)     # of a winner: what the anchor says
     error: str = ""
 
     def __post_init__(self) -> None:
@@ -80,13 +85,13 @@ class Record:
         for name in ("us", "default_us", "floor_us", "speedup"):
             value = getattr(self, name)
             _check(value is None or _is_time(value), f"{name} must be a finite number > 0", value)
-        for name in ("samples", "default_samples", "speedup_ci"):
-            value = getattr(self, name) or ()
-            _check(isinstance(value, tuple) and all(map(_is_time, value)),
-                   f"{name} must be finite numbers > 0", value)
+        for name in ("samples", "default_samples", "speedup_ci", "anchor"):
+            _check_times(name, getattr(self, name) or ())
+        for text, taken in self.race.items():
+            _check_times(f"race of {text}", taken)
         _check(self.speedup_ci is None or len(self.speedup_ci) == 2,
                "speedup_ci must be [low, high]", self.speedup_ci)
-        for config in (self.config, *self.equivalents, *self.ranked, self.parts):
+        for config in (self.config, *self.equivalents, *self.ranked, self.parts, self.noise):
             _check(is_flat(config), "a config must map knobs to plain values", config)
         _check(isinstance(self.error, str), "error must be a string", self.error)
         _check((self.decision is None) == (self.role == "candidate"),
@@ -102,7 +107,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` gives the same record back."""
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if v or k not in _OMITTED}
 
     @property
     def text(self) -> str:
@@ -116,11 +121,14 @@ class Record:
         have["key"] = Key.from_json(have["key"])
         have["provenance"] = Provenance(
             **checked_fields(Provenance, have["provenance"], "provenance"))
-        for name in ("samples", "default_samples", "equivalents", "ranked", "speedup_ci"):
+        for name in ("samples", "default_samples", "equivalents", "ranked", "speedup_ci", "anchor"):
             value = have.get(name)
             if value is not None:
                 _check(isinstance(value, list | tuple), f"{name} must be a list", value)
                 have[name] = tuple(value)
+        race = have.get("race", {})
+        _check(isinstance(race, dict), "race must map configs to samples", race)
+        have["race"] = {str(k): tuple(v) if isinstance(v, list) else v for k, v in race.items()}
         return cls(**have)
 
     @classmethod
@@ -138,6 +146,11 @@ class Record:
 def _is_time(value: object) -> bool:
     return (isinstance(value, int | float) and not isinstance(value, bool)
             and math.isfinite(value) and value > 0)
+
+
+def _check_times(name: str, value: object) -> None:
+    _check(isinstance(value, tuple) and all(map(_is_time, value)),
+           f"{name} must be finite numbers > 0", value)
 
 
 def _check(holds: bool, rule: str, value: object) -> None:

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .commands import bench, check, collect, db, demo, doctor, explain, run, tune, tune_replay
+from .commands import (
+    bench,
+    check,
+    collect,
+    db,
+    demo,
+    doctor,
+    explain,
+    run,
+    tune,
+    tune_landscape,
+    tune_plan,
+    tune_replay,
+    tune_report,
+    tune_run,
+)
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,7 +48,11 @@ def root(
 
 tuner = typer.Typer(invoke_without_command=True)
 tuner.callback()(tune.tune)
+tuner.command("plan")(tune_plan.plan)
+tuner.command("run")(tune_run.run)
 tuner.command("replay")(tune_replay.replay)
+tuner.command("report")(tune_report.report)
+tuner.command("landscape")(tune_landscape.landscape)
 app.command("doctor")(doctor.doctor)
 app.add_typer(tuner, name="tune")
 app.command("check")(check.check)

@@ -7,6 +7,7 @@ import pytest
 
 from expertile.opt.decide import decide
 from expertile.opt.stats import low, speedup
+from expertile.opt.workers import Raced
 from tests.tuning_db.records import candidate
 
 
@@ -24,8 +25,8 @@ def _decisions(kind: str, best: float, runs: int) -> list[tuple[str, int]]:
         rows = [candidate(i, us=low((t * _noise(rng, kind, 12)).tolist()),
                           default_us=low((100 * _noise(rng, kind, 12)).tolist()))
                 for i, t in enumerate(times)]
-        verdict = decide(rows, {"i": 0}, None, lambda configs, rounds: [
-            (times[int(c["i"])] * _noise(rng, kind, rounds)).tolist() for c in configs])
+        verdict = decide(rows, {"i": 0}, None, lambda configs, rounds: Raced([
+            (times[int(c["i"])] * _noise(rng, kind, rounds)).tolist() for c in configs]))
         found.append((verdict.decision, int(verdict.config["i"])))
     return found
 
@@ -41,8 +42,8 @@ def test_ties_are_broken_by_what_was_stored_then_by_hash() -> None:
     times = {0: 100.0, 1: 50.0, 2: 50.0, 3: 50.1}
     rows = [candidate(i, us=t, default_us=100.0) for i, t in times.items()]
 
-    def race(configs: list, rounds: int) -> list[list[float]]:
-        return [[times[c["i"]]] * rounds for c in configs]
+    def race(configs: list, rounds: int) -> Raced:
+        return Raced([[times[c["i"]]] * rounds for c in configs])
 
     first = decide(rows, {"i": 0}, None, race)
     assert sorted(c["i"] for c in first.equivalents) == [1, 2, 3]

@@ -177,6 +177,9 @@ def test_cpu_end_to_end(cpu: Target, tmp_path: Path) -> None:
     assert (r.evidence, r.kind) == ("L4 timed", "measured") and r.samples
     assert outcome.trials == 4 and r.floor_us is not None and r.us is not None
     with TuningDB(path) as db:
-        assert [row.status for row in db.records(role="candidate")] == ["ok"] * 4
+        rows = db.records(role="candidate")
+    assert [row.status for row in rows] == ["ok"] * 4
+    assert all(len(row.anchor) == len(row.samples) for row in rows)
+    assert r.anchor and outcome.to_json()["noise"]["verdict"] in ("quiet", "busy", "drifting")
     answer = load_snapshot(path, shipped=False).answer(OP, cpu, shape)
     assert answer.config == r.config and answer.tier == "exact"

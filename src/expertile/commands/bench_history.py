@@ -60,13 +60,15 @@ def show(
     if as_json:
         print(json.dumps({name: [asdict(s) for s in parts] for name, parts in found.items()}))
     else:
-        table = Table("case", "runs", "series", "now us", "last change", "since", "opened by")
+        table = Table("case", "runs", "series", "now us", "% of limit", "last change",
+                      "since", "opened by")
         for name, parts in found.items():
             last = parts[-1]
             change = last.changes[-1] if last.changes else None
             table.add_row(
                 name.replace("[", "\\["), str(sum(len(s.points) for s in parts)),
                 str(len(parts)), f"{last.points[-1].us:.4g}",
+                f"{percent:.0f}" if (percent := last.points[-1].percent_of_floor) else "-",
                 f"{100 * (change.ratio - 1):+.1f} % (p {change.p:g})" if change else "-",
                 last.points[change.at].revision[:12] if change else "-", last.opened_by[:60])
         console().print(table)
@@ -80,8 +82,9 @@ def export(
         "--format", help="Apache Otava's CSV, or trend plots in one HTML file.")] = "otava",
     case: Case = None, db: Db = None,
 ) -> None:
-    """Write the history for Apache Otava, or as trend plots."""
-    from ..bench.history import History, otava_csv, segments
+    """Write the history for Apache Otava (and beside it the .yaml that Otava asks for), or as
+    trend plots."""
+    from ..bench.history import History, otava_config, otava_csv, segments
     from ..bench.outputs.trend import page
     from ..bench.result import write_text
 
@@ -90,6 +93,11 @@ def export(
         text = (otava_csv(history, names) if format_name == "otava" else
                 page({name: segments(history.series(name)) for name in names}))
     write_text(out, text)
+    if format_name == "otava":
+        config = out.with_suffix(".yaml")
+        write_text(config, otava_config(names, out))
+        console().print(f"OTAVA_CONFIG={config} otava analyze expertile --since=2000-01-01",
+                        markup=False, highlight=False, soft_wrap=True)
 
 
 def _wanted(names: list[str], only: list[str] | None) -> list[str]:

@@ -8,13 +8,29 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .. import settings
-from .options import load_of, model_dims, wanted_ops
+from .bench_output import Out, Write
+from .options import (
+    ActDtype,
+    Batch,
+    Ctx,
+    Db,
+    Json,
+    Model,
+    Op,
+    Preset,
+    Tokens,
+    WeightDtype,
+    load_of,
+    model_dims,
+    wanted_ops,
+)
 
 if TYPE_CHECKING:
     from ..bench.suite import Suite
@@ -38,19 +54,40 @@ Doubt = Annotated[Literal["fail", "warn", "pass"], typer.Option(
     "--ambiguous", help="Whether an ambiguous run exits 3 (fail) or 0.")]
 
 
-def make_suite(root: Path, suite: Path | None, device: str, preset: str | None, model: Path | None,
-               op: list[str] | None, sizes: tuple[str | None, str | None, str | None],
-               dtypes: tuple[str | None, str | None], configs: str, db: str | None, every: bool
-               ) -> Suite:
+@dataclass(frozen=True)
+class Chosen:
+    """What `run` and `gate` both take: cases, how often, and what is written."""
+
+    preset: Preset = None
+    model: Model = None
+    op: Op = None
+    tokens: Tokens = None
+    batch: Batch = None
+    ctx: Ctx = None
+    weight_dtype: WeightDtype = None
+    act_dtype: ActDtype = None
+    db: Db = None
+    suite: Cases = None
+    every: Every = False
+    rounds: Rounds = 40
+    block: Block = 2
+    out: Out = None
+    write: Write = None
+    as_json: Json = False
+
+
+def make_suite(root: Path, chosen: Chosen, device: str, configs: str) -> Suite:
     """The cases that were asked for: a user's file, else a model's operators (tiny by default)."""
     from ..bench import suite as suites
 
     found = settings.read()
-    if suite is not None:
-        return suites.Suite(suites.user_cases(suite, root))
-    dims = model_dims(preset or (None if model else "tiny"), model, *dtypes, device)
-    cases = suites.operators(dims, wanted_ops(op), load_of(dims, *sizes), every)
-    return suites.Suite(cases, device, configs, db or found.db, str(found.user_db),
+    if chosen.suite is not None:
+        return suites.Suite(suites.user_cases(chosen.suite, root))
+    dims = model_dims(chosen.preset or (None if chosen.model else "tiny"), chosen.model,
+                      chosen.weight_dtype, chosen.act_dtype, device)
+    load = load_of(dims, chosen.tokens, chosen.batch, chosen.ctx)
+    cases = suites.operators(dims, wanted_ops(chosen.op), load, chosen.every)
+    return suites.Suite(cases, device, configs, chosen.db or found.db, str(found.user_db),
                         str(found.cache_dir))
 
 

@@ -75,13 +75,18 @@ def store(result: Result, outcome: Outcome | None, out: Path | None,
     from ..bench.outputs import PICTURES, render
     from ..bench.result import write, write_text
 
-    if out is not None:
-        write(out, result)
-    for name, path in writes:
-        if name in PICTURES:
-            path.write_bytes(PICTURES[name](result))
-        else:
-            write_text(path, render(name, result, outcome))
+    path = out
+    try:
+        if out is not None:
+            write(out, result)
+        for name, path in writes:
+            if name in PICTURES:
+                path.write_bytes(PICTURES[name](result))
+            else:
+                write_text(path, render(name, result, outcome))
+    except OSError as e:
+        raise OSError(f"{path} could not be written ({e.strerror or e}): what stood there is "
+                      "unchanged, and the result above is not stored") from e
     step_summary(lambda: render("markdown", result, outcome))
 
 
@@ -95,7 +100,7 @@ def step_summary(text: object) -> None:
 
 def show(result: Result, outcome: Outcome | None, as_json: bool) -> None:
     """The table, or JSON."""
-    from ..bench.outputs.markdown import change, headline, power_line
+    from ..bench.outputs.markdown import change, headline, limits_line, power_line
 
     if as_json:
         print(json.dumps(outcome.to_json() if outcome else result.to_json()))
@@ -113,6 +118,8 @@ def show(result: Result, outcome: Outcome | None, as_json: bool) -> None:
             said.verdict if said else case.status, f"{percent:.0f}" if percent else "-",
             (said.why if said else case.error)[:120].replace("[", "\\["))
     console().print(table)
+    if limits := limits_line(result):
+        console().print(limits, markup=False, highlight=False, soft_wrap=True)
     if outcome is None:
         return
     suite = outcome.judgement.suite

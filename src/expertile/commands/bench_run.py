@@ -10,12 +10,9 @@ import typer
 
 from .bench_options import (
     AbsoluteUs,
-    Block,
-    Cases,
+    Chosen,
     Configs,
     Doubt,
-    Every,
-    Rounds,
     SuiteThreshold,
     Threshold,
     command_line,
@@ -25,31 +22,28 @@ from .bench_options import (
     make_suite,
     told,
 )
-from .bench_output import CaseProgress, Out, Write, parse_writes, show, store
-from .bench_suite import Minutes, Name, Only, Quick, Report, Threads, Wanted, run_named
-from .options import (
-    ActDtype,
-    Batch,
-    Ctx,
-    Db,
-    Device,
-    Json,
-    Model,
-    Op,
-    Preset,
-    Tokens,
-    WeightDtype,
+from .bench_output import CaseProgress, Write, parse_writes, show, store
+from .bench_suite import (
+    CompileOnly,
+    Minutes,
+    Name,
+    Only,
+    Quick,
+    Report,
+    Resume,
+    Threads,
+    Wanted,
+    run_named,
 )
+from .grouped import grouped
+from .options import Device, Json, wanted_ops
 
 
+@grouped
 def run(
-    name: Name = None, device: Device = "cpu", preset: Preset = None, model: Model = None,
-    op: Op = None, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
-    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
-    configs: Configs | None = None, db: Db = None,
-    suite: Cases = None, rounds: Rounds = 40, block: Block = 2, every: Every = False,
+    chosen: Chosen, name: Name = None, device: Device = "cpu", configs: Configs | None = None,
     report: Report = None, quick: Quick = False, budget: Minutes = None, threads: Threads = None,
-    only: Only = None, out: Out = None, write: Write = None, as_json: Json = False,
+    only: Only = None, resume: Resume = False, compile_only: CompileOnly = False,
 ) -> None:
     """Time a named suite against its peers and the machine's limits, or a model's operators
     (preset tiny by default), or a file's bench_* functions."""
@@ -57,22 +51,24 @@ def run(
     from ..bench.measure import Plan, measure
     from ..bench.tree import Tree
 
-    writes = parse_writes(write)
+    writes = parse_writes(chosen.write)
     if name is not None:
-        run_named(name, Wanted(report, quick, budget, threads, only or [], configs or "recorded",
-                               db, out, writes, as_json))
-    if report or quick or budget or threads or only:
-        raise ValueError("--report, --quick, --budget, --threads and --only belong to a named "
-                         "suite; say for example: expertile bench run cpu-ops --quick")
+        ops = list(wanted_ops(chosen.op)) if chosen.op else []
+        run_named(name, Wanted(device, ops, report, resume, compile_only, quick, budget, threads,
+                               only or [], chosen.rounds, configs or "recorded", chosen.db,
+                               chosen.out, writes, chosen.as_json))
+    if report or quick or budget or threads or only or resume or compile_only:
+        raise ValueError("--report, --resume, --compile-only, --quick, --budget, --threads and "
+                         "--only belong to a named suite; say for example: expertile bench run "
+                         "cpu-ops --quick")
     here = Path.cwd()
-    wanted = make_suite(here, suite, device, preset, model, op, (tokens, batch, ctx),
-                        (weight_dtype, act_dtype), configs or "default", db, every)
+    wanted = make_suite(here, chosen, device, configs or "default")
     tree = Tree(here, _revision(here), sys.executable)
     with interruptible(), CaseProgress(len(wanted.cases)) as progress:
-        result = measure(wanted, {"head": tree, "head_again": tree}, Plan(rounds, block),
-                         environment(), command_line(), progress)
-    store(result, None, out, writes)
-    show(result, None, as_json)
+        result = measure(wanted, {"head": tree, "head_again": tree},
+                         Plan(chosen.rounds, chosen.block), environment(), command_line(), progress)
+    show(result, None, chosen.as_json)
+    store(result, None, chosen.out, writes)
     broken = any(c.status in ("wrong", "failed") for c in result.cases)
     raise typer.Exit(WRONG if broken else OK)
 
@@ -112,8 +108,8 @@ def compare(
     except NoBaseline as e:
         raise told(e, as_json) from None
     outcome = decide(joined, make_rules(threshold, suite_threshold, absolute_us))
-    store(joined, outcome, None, writes)
     show(joined, outcome, as_json)
+    store(joined, outcome, None, writes)
     raise typer.Exit(exit_code(outcome.code, ambiguous))
 
 
@@ -132,5 +128,5 @@ def report(
     except NoBaseline as e:
         raise told(e, as_json) from None
     both: Any = decide(found, Rules()) if any(c.samples.get("base") for c in found.cases) else None
-    store(found, both, None, writes)
     show(found, both, as_json)
+    store(found, both, None, writes)

@@ -48,6 +48,7 @@ def _row(snapshot: Any, op: Operator, target: Target, shape: Shape, routing: str
         "speedup": record.speedup if record else None,
         "evidence": record.evidence if record else None,
         "kind": record.kind if record else None,
+        "noise": dict(record.noise) if record else {},
         "us": record.us if record else None, "parts": dict(record.parts) if record else {},
         "provenance": dict(vars(record.provenance)) if record else None,
         "differs": [list(d) for d in answer.differs],
@@ -59,6 +60,8 @@ def _row(snapshot: Any, op: Operator, target: Target, shape: Shape, routing: str
 
 
 def _print(rows: list[dict[str, Any]], others: int) -> None:
+    from ..opt.noise import noise_text
+
     console = Console()
     for row in rows:
         console.print(f"[bold]{row['op']}[/bold] {shape_text(row['shape'])}")
@@ -67,6 +70,8 @@ def _print(rows: list[dict[str, Any]], others: int) -> None:
         if row["evidence"]:
             console.print(f"  evidence: {row['evidence']}, {row['kind']}, "
                           f"{row['provenance']['time']}")
+        if said := noise_text(row["noise"]):
+            console.print(f"  noise: {said}")
         if not row["others"] or not others:
             continue
         table = Table("layer", "tier", "its shape", "differs in", "why not")

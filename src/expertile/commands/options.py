@@ -43,10 +43,15 @@ Db = Annotated[str | None, typer.Option(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def load_target(device: str) -> Target:
-    """The target that --device names; what it compiles and measures stands in our cache."""
+def load_target(device: str, cache_dir: Path | None = None) -> Target:
+    """The target that --device names; what it compiles and measures stands in our cache.
+
+    Or below `cache_dir`, and then Triton's binaries do too.
+    """
     found = settings.read()
-    options: dict[str, object] = {"cache_dir": found.cache_dir}
+    options: dict[str, object] = {"cache_dir": cache_dir or found.cache_dir}
+    if cache_dir is not None and targets.takes(device, "kernels"):
+        options["kernels"] = cache_dir / "triton"
     for name in ("worker_python", "cann_home"):
         value = getattr(found, name)
         if value and targets.takes(device, name):

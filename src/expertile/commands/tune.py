@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..ops.routing import Routing
 from .db import where
 from .options import (
     ActDtype,
@@ -32,8 +31,6 @@ from .options import (
     WeightDtype,
     console,
     load_target,
-    model_dims,
-    shapes_of,
     short_shape,
 )
 from .progress import TuneProgress
@@ -44,8 +41,8 @@ from .tune_method import (
     StopGain,
     Storage,
     chosen_routing,
-    collected_work,
     method_of,
+    work_of,
 )
 from .tune_workers import Share, Workers, count_of, share_of, tune_on_each
 
@@ -135,13 +132,8 @@ def tune(
     if context.invoked_subcommand is not None:
         return
     limit = parse_budget(budget, trials)
-    if collected is not None and (preset or model):
-        raise ValueError("give one of --collected, --preset and --model")
-    if collected is not None:
-        work, seen = collected_work(collected, op)
-    else:
-        dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
-        work, seen = shapes_of(dims, op, tokens, batch, ctx), Routing()
+    work, seen = work_of(collected, preset, model, device, op, tp, ep, tokens, batch, ctx,
+                         weight_dtype, act_dtype)
     if dry_run:
         _print_plan(work, device, as_json)
         return

@@ -13,7 +13,7 @@ import typer
 from .. import ops
 from ..ops.routing import Routing, from_json, parse
 from ..ops.spec import Operator, Shape
-from .options import wanted_ops
+from .options import model_dims, shapes_of, wanted_ops
 
 if TYPE_CHECKING:
     from ..opt.job import Method
@@ -74,6 +74,19 @@ def collected_work(file: Path, only: list[str] | None
         raise ValueError(f"{file} has no shape of {', '.join(wanted)}")
     routing = from_json(found, str(file)) if "routing" in found else Routing()
     return [(ops.load(name), tuple(shapes)) for name, shapes in work.items()], routing
+
+
+def work_of(collected: Path | None, preset: str | None, model: Path | None, device: str,
+            op: list[str] | None, tp: int, ep: int, tokens: str | None, batch: str | None,
+            ctx: str | None, weight_dtype: str | None, act_dtype: str | None
+            ) -> tuple[list[tuple[Operator, tuple[Shape, ...]]], Routing]:
+    """The operators and shapes that the options name, and the routing that was collected."""
+    if collected is not None and (preset or model):
+        raise ValueError("give one of --collected, --preset and --model")
+    if collected is not None:
+        return collected_work(collected, op)
+    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
+    return shapes_of(dims, op, tokens, batch, ctx), Routing()
 
 
 def chosen_routing(text: str | None, collected: Routing) -> Routing:
