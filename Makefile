@@ -45,8 +45,8 @@ GATE_BASE ?= HEAD~1
 gate: .venv/ready
 	$(BIN)/expertile bench gate --static --baseline bench/static.json
 	@if git rev-parse -q --verify "$(GATE_BASE)^{commit}" >/dev/null; then \
-	  $(BIN)/expertile bench gate --base $(GATE_BASE) --preset tiny --tokens 16 --batch 1 \
-	    --op gemm_nt,moe_route,mla_decode --rounds 20 --threshold 10 --suite-threshold 10 \
+	  $(BIN)/expertile bench gate --base $(GATE_BASE) --preset tiny --tokens 64 --batch 16 \
+	    --op mla_decode,gemm_nt,moe_route,silu_mul --threshold 5 --suite-threshold 3 \
 	    --ambiguous warn; \
 	else echo "there is no $(GATE_BASE) to time against: only the static gate ran"; fi
 

@@ -45,6 +45,12 @@ class Point:
     revision: str
     us: float
     context: str
+    floor_us: float | None = None    # what the machine's measured limits allowed
+
+    @property
+    def percent_of_floor(self) -> float | None:
+        """How much of what the machine allows was reached."""
+        return 100.0 * self.floor_us / self.us if self.floor_us else None
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class History(TuningDB):
 
     def series(self, name: str) -> list[Point]:
         """A case's runs, oldest first."""
-        query = (sa.select(RUNS.c.created, RUNS.c.revision, POINTS.c.us, RUNS.c.context)
+        query = (sa.select(RUNS.c.created, RUNS.c.revision, POINTS.c.us, RUNS.c.context,
+                           POINTS.c.floor_us)
                  .join(RUNS, RUNS.c.id == POINTS.c.run).where(POINTS.c.name == name)
                  .order_by(RUNS.c.created, RUNS.c.id))
         with told(self.where), self._engine.connect() as c:
@@ -130,6 +137,14 @@ def _what_changed(before: str, after: str) -> str:
     old, new = json.loads(before), json.loads(after)
     return ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted({*old, *new})
                      if old.get(k) != new.get(k))
+
+
+def otava_config(names: Sequence[str], csv_file: Path) -> str:
+    """What tells Apache Otava 0.8 how to read that CSV: its YAML, of which JSON is a part."""
+    return json.dumps({"tests": {"expertile": {
+        "type": "csv", "file": str(csv_file.resolve()), "time_column": "time",
+        "attributes": ["commit"], "csv_options": {"delimiter": ",", "quote_char": '"'},
+        "metrics": {name: {"column": name, "direction": -1} for name in names}}}}, indent=1) + "\n"
 
 
 def otava_csv(history: History, names: Sequence[str]) -> str:

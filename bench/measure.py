@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,6 @@ _FOLDER = Path(__file__).resolve().parent / "worker"
 PREPARE_S, BLOCK_S = 600.0, 120.0    # a first compile takes tens of seconds; a hang costs this much
 SAMPLE_US = 1000.0
 _NO_LIMIT_GB = 65536.0               # an old base takes 0 for "nothing at all"
-ANCHOR = CaseSpec("anchor", "anchor")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Side:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self._child.abort()              # another thread may be waiting for it
         self._child.close()
 
     def call(self, job: str, timeout_s: float, **arguments: Any) -> Any:
@@ -153,21 +154,25 @@ def measure(suite: Suite, trees: Mapping[str, Tree], plan: Plan, env: Mapping[st
             command: str, done: Callable[[Case], None] = lambda case: None) -> Result:
     """Measure all cases on all sides: {"head": ..., "head_again": ...} and for a gate "base" ..."""
     with ExitStack() as stack:
+        # They start beside each other. A child dies with the thread that started it, so the
+        # threads stay until the sides are closed.
+        threads = stack.enter_context(ThreadPoolExecutor(len(trees) + 1))
         sides = [stack.enter_context(Side(name, tree, env)) for name, tree in trees.items()]
-        about = {s.name: _describe(s, suite) for s in sides}
+        reference = stack.enter_context(Side("anchor", trees["head"], env))
+        ready = threads.submit(reference.prepare, {"name": "anchor"}, False)
+        about = dict(zip(trees, threads.map(lambda s: _describe(s, suite), sides), strict=True))
+        ready.result()
         head = about["head"]
         if head["why_not"]:
             raise ValueError(f"{suite.device} cannot be timed on here: {head['why_not']}; for what "
                              "is only compiled use: expertile bench gate --static")
         cases, anchor = [], []
-        with Side("anchor", trees["head"], env) as reference:
-            reference.prepare({"name": "anchor"}, False)
-            inner = int(reference.call("calibrate", BLOCK_S, sample_us=SAMPLE_US))
-            for number, spec in enumerate(suite.cases):
-                row = _measure_case(spec, suite, sides, plan, plan.seed + number)
-                anchor.append(tuple(reference.call("time_block", BLOCK_S, inner=inner, samples=5)))
-                cases.append(row.case())
-                done(cases[-1])
+        inner = int(reference.call("calibrate", BLOCK_S, sample_us=SAMPLE_US))
+        for number, spec in enumerate(suite.cases):
+            row = _measure_case(spec, suite, sides, plan, plan.seed + number)
+            anchor.append(tuple(reference.call("time_block", BLOCK_S, inner=inner, samples=5)))
+            cases.append(row.case())
+            done(cases[-1])
     return Result(
         here(head["device"], head["threads"]), {n: a["toolchain"] for n, a in about.items()},
         tuple(cases), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), tool_version(), command,
@@ -183,7 +188,8 @@ def _describe(side: Side, suite: Suite) -> dict[str, Any]:
             {"why_not": None, "device": "wall clock", "threads": os.cpu_count() or 0, "limits": {},
              "toolchain": side.call("versions", PREPARE_S)}
             if all(c.file for c in suite.cases) else
-            side.call("describe", PREPARE_S, device=suite.device, cache_dir=suite.cache_dir))
+            side.call("describe", PREPARE_S, device=suite.device, cache_dir=suite.cache_dir,
+                      ops=sorted({c.group for c in suite.cases})))
         return answer
     except (ChildTimeout, ChildCrashed, ChildFailed) as e:
         message = f"the environment of {side.name} ({side.tree.revision}) does not start: {e}"

@@ -154,6 +154,9 @@ def read(path: Path) -> Result:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a full disk leaves what stood there."""
+    if path.exists() and not path.is_file():     # /dev/stdout, a pipe: never to be replaced
+        path.write_text(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as f:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,18 @@ class Noise:
     """Relative times of three copies of the same code: [round, side, sample]."""
 
     cases: tuple[Rounds, ...]
+
+
+def shipped_recordings() -> list[Path]:
+    """Noise recorded by `python -m expertile.bench.prove noise`; each says where and when."""
+    return sorted((Path(__file__).parent / "noise").glob("*.json"))
+
+
+def provenance(recording: Result) -> str:
+    """Where and when noise was recorded, and how."""
+    machine = recording.machine
+    return (f"{machine.model}; {machine.device}; {recording.created}; {len(recording.cases)} "
+            f"cases of 3 processes; {recording.command}")
 
 
 def noise_of(recordings: Sequence[Result]) -> Noise:

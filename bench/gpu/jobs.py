@@ -10,6 +10,7 @@ from ...ops.space import Config
 from ...opt.jobs import session_of
 from ...opt.pool import Pool
 from ...opt.session import make_target
+from .libraries import library_peers
 from .peers import peers
 
 _CALLS = 20
@@ -37,10 +38,12 @@ def time_config(site: dict[str, Any], config: dict[str, Any]) -> float:
 
 
 def time_peers(site: dict[str, Any]) -> dict[str, float | str]:
-    """The same for what torch has; an error is its answer."""
+    """The same for what torch has, and the libraries that are installed; else why not."""
     session = session_of(site)
-    found: dict[str, float | str] = {}
-    for name, call in peers(session.op.name, session.shape, session.args[0]).items():
+    others, absent = library_peers(session.op.name, session.args[0])
+    found: dict[str, float | str] = dict(absent)
+    known = peers(session.op.name, session.shape, session.args[0])
+    for name, call in (*known.items(), *others.items()):
         try:
             call()
             call()

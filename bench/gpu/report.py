@@ -8,7 +8,8 @@ from typing import Any
 
 
 def table(path: Path) -> str:
-    """Every timed case: ours, torch's best, percent of the measured floor; wrong ones say so."""
+    """Every timed case: ours, the fastest peer, percent of the measured floor; wrong ones say
+    so, and what a peer's absence is due to."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     head: dict[str, Any] = next((r for r in rows if r["key"] == "describe"), {})
     checked = [r for r in rows if r["key"].startswith("numerics ")]
@@ -19,10 +20,20 @@ def table(path: Path) -> str:
         *(f"- WRONG {r['op']} {r['shape']} {r['config']}: {r['wrong']}" for r in wrong),
         *(f"- rank correlation of modelled and timed, {r['key']}: {r['spearman']}"
           for r in rows if r["key"].startswith("correlate ")),
-        "", "| case | default us | best us | % of floor | GB/s | TFLOP/s | torch us | torch's |",
+        "", "| case | default us | best us | % of floor | GB/s | TFLOP/s | peer us | its name |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_line(r) for r in rows if "best" in r)]
+        *(_line(r) for r in rows if "best" in r), "", *_absent(rows)]
     return "\n".join(lines)
+
+
+def _absent(rows: list[dict[str, Any]]) -> list[str]:
+    """Peers without a time, each reason once."""
+    why: dict[tuple[str, str], int] = {}
+    for row in rows:
+        for name, said in row.get("peers", {}).items():
+            if isinstance(said, str):
+                why[name, said] = why.get((name, said), 0) + 1
+    return [f"- {name}, {count} cases: {said}" for (name, said), count in sorted(why.items())]
 
 
 def _line(row: dict[str, Any]) -> str:

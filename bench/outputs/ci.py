@@ -59,7 +59,8 @@ def _pytest_row(case: Case) -> dict[str, Any]:
     spread = statistics.stdev(data) if len(data) > 1 else 0.0
     inside = [x for x in data if low <= x <= high]
     return {"group": case.group, "name": case.name, "fullname": case.name, "params": None,
-            "param": None, "extra_info": {"p20": _low(case) * 1e-6, "status": case.status},
+            "param": None, "extra_info": {"p20": _low(case) * 1e-6, "status": case.status,
+                                              "percent_of_limit": case.percent_of_floor("head")},
             "options": {"disable_gc": False, "timer": "perf_counter", "min_rounds": len(data),
                         "max_time": 0.0, "min_time": 0.0, "warmup": True},
             "stats": {"min": data[0], "max": data[-1], "mean": mean, "stddev": spread,

@@ -11,17 +11,23 @@ from math import log10
 
 from ..gate import Outcome
 from ..result import Case, Result
-from .markdown import change, headline, power_line
+from .markdown import change, headline, limits_line, power_line
+from .names import short_names
 
 _COLOUR = {"SLOW": "#b3261e", "AMBG": "#8a6100", "FAST": "#1b6e3c", "SAME": "#3b4a5a",
            "": "#3b4a5a"}
+_GROUPS = ("#1f5fa8", "#b3261e", "#1b6e3c", "#8a6100", "#6a3fa0", "#00707a", "#a0366e",
+           "#3b4a5a")
+_NUMBERS = ("base us", "head us", "change", "of the limit")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; margin: 2rem auto;
        max-width: 1080px; padding: 0 1rem }
 table { border-collapse: collapse; width: 100%; font-size: 13px }
 th, td { text-align: left; padding: 4px 8px; border-bottom: 1px solid #d7dde3;
-         overflow-wrap: anywhere }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+         vertical-align: top }
+td { overflow-wrap: anywhere } td.v { overflow-wrap: normal; font-weight: 600 }
+td small { display: block; color: #6b7885; font-size: 11px }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 svg { width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #1c2733 }
 """
 
@@ -82,11 +88,24 @@ def roofline(result: Result, outcome: Outcome | None) -> str:
     parts += [line(*at(start, start * bandwidth), *at(ridge, peak), "#1c2733", 2),
               line(*at(ridge, peak), *at(10**right, peak), "#1c2733", 2),
               text(520, 368, "flops a byte", "middle"), text(70, 18, "GFLOP/s")]
-    parts += [dot(*at(c.flops / c.bytes, reached[c.name]), _COLOUR[_verdict(c, outcome)],
-                   f"{c.name}: {reached[c.name]:.1f} GFLOP/s, "
-                   f"{c.percent_of_floor('head') or 0:.0f} % of the limit") for c in cases]
+    groups = list(dict.fromkeys(c.group for c in cases))
+    for number, group in enumerate(groups):
+        y = 318.0 - 17 * (len(groups) - 1 - number)
+        parts += [dot(962, y - 4, _GROUPS[number % len(_GROUPS)], group, 5),
+                  text(952, y, group, "end")]
+    parts += [dot(*at(c.flops / c.bytes, reached[c.name]),
+                  _GROUPS[groups.index(c.group) % len(_GROUPS)],
+                  f"{c.name}: {reached[c.name]:.1f} GFLOP/s, "
+                  f"{c.percent_of_floor('head') or 0:.0f} % of the limit {_verdict(c, outcome)}",
+                  5) for c in cases]
     return ("<h2>Roofline</h2><p>Lines: this machine's limits, measured. Dots: cases; hover for "
-            "the name.</p>" + svg(380, parts, "roofline"))
+            "the name. A dot above the line found its data in the cache.</p>"
+            + svg(380, parts, "roofline"))
+
+
+def label(name: str) -> str:
+    """What has room beside a plot."""
+    return name if len(name) <= 58 else name[:57] + "…"
 
 
 def changes(outcome: Outcome) -> str:
@@ -100,16 +119,20 @@ def changes(outcome: Outcome) -> str:
         return 700 + 270 * (ratio - 1) / most
 
     height = 22 * len(cases) + 40
-    parts = [line(at(1), 10, at(1), height - 26, "#8793a0")]
-    parts += [text(at(1 + s * most), height - 8, f"{100 * s * most:+.1f} %", "middle")
-              for s in (-1, 0, 1)]
+    limit = outcome.rules.threshold
+    parts = [line(at(1 + x), 10, at(1 + x), height - 26, colour)
+             for x, colour in ((0.0, "#8793a0"), (limit, "#e8b4b0"), (-limit, "#b4d4c0"))]
+    parts += [text(at(1 + s * most), height - 8, f"{100 * s * most:+.1f} %" if s else "0",
+                   "middle") for s in (-1, 0, 1)]
+    short = short_names(outcome.result.cases)
     for number, case in enumerate(cases):
         y, colour = 22.0 * number + 20, _COLOUR[case.verdict]
-        name = case.name if len(case.name) <= 58 else case.name[:57] + "…"
+        name = label(short.get(case.name, case.name))
         parts += [f"<g><title>{escape(case.name)}</title>{text(0, y + 4, name)}</g>",
                   line(at(case.low), y, at(case.high), y, colour, 3),
                   dot(at(case.ratio), y, colour, f"{case.name}: {change(case.ratio)}")]
-    return ("<h2>Change of each case</h2><p>Point and 95 % interval; right is slower.</p>"
+    return ("<h2>Change of each case</h2><p>Point and 95 % interval; right is slower. "
+            "Red and green: the threshold.</p>"
             + svg(height, parts, "change of each case"))
 
 
@@ -123,10 +146,10 @@ def samples(result: Result) -> str:
         return 430 + 360 * (min(max(multiple, 0.5), 2.0) - 0.5)
 
     parts = []
+    short = short_names(result.cases)
     for number, case in enumerate(cases):
         y, us = 24.0 * number + 20, case.us("head") or 1.0
-        name = case.name if len(case.name) <= 58 else case.name[:57] + "…"
-        parts.append(text(0, y + 4, name))
+        parts.append(text(0, y + 4, label(short[case.name])))
         for side, colour, shift in (("base", "#8793a0", -4.0), ("head", "#1f5fa8", 4.0)):
             parts += [dot(at(x / us), y + shift, colour, f"{side} {x:.4g} us", 1.8)
                       for x in case.flat(side)]
@@ -138,19 +161,23 @@ def samples(result: Result) -> str:
 
 def _table(result: Result, outcome: Outcome | None) -> str:
     rows = []
+    short = short_names(result.cases)
     for case in result.cases:
         said = outcome.verdict(case.name) if outcome else None
         percent, base, head = case.percent_of_floor("head"), case.us("base"), case.us("head")
         verdict = said.verdict if said else case.status
-        cells = [f"<td>{escape(case.name)}</td>",
+        full = f"<small>{escape(case.name)}</small>" if short[case.name] != case.name else ""
+        cells = [f"<td>{escape(short[case.name])}{full}</td>",
                  *(f'<td class="n">{"-" if x is None else f"{x:.4g}"}</td>' for x in (base, head)),
                  f'<td class="n">{change(said.ratio) if said else "-"}</td>',
-                 f'<td style="color:{_COLOUR.get(verdict, "#3b4a5a")}">{escape(verdict)}</td>',
+                 f'<td class="v" style="color:{_COLOUR.get(verdict, _COLOUR[""])}">'
+                 f"{escape(verdict)}</td>",
                  f'<td class="n">{"-" if percent is None else f"{percent:.0f} %"}</td>',
                  f"<td>{escape((said.why if said else case.error)[:300])}</td>"]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     heads = ("case", "base us", "head us", "change", "verdict", "of the limit", "why")
-    return (f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(rows)}</table>")
+    titles = "".join(f'<th class="n">{h}</th>' if h in _NUMBERS else f"<th>{h}</th>" for h in heads)
+    return f"<table><tr>{titles}</tr>{''.join(rows)}</table>"
 
 
 def render(result: Result, outcome: Outcome | None) -> str:
@@ -158,7 +185,8 @@ def render(result: Result, outcome: Outcome | None) -> str:
     title = f"Performance: {headline(outcome)}" if outcome else "Performance"
     machine = result.machine
     parts = [f"<h1>{escape(title)}</h1>",
-             f"<p>{escape(machine.model)}; {escape(machine.device)}; {escape(result.created)}</p>"]
+             f"<p>{escape(machine.model)}; {escape(machine.device)}; {escape(result.created)}</p>",
+             f"<p>{escape(limits_line(result))}</p>"]
     if outcome is not None:
         parts += [f"<p>{escape(power_line(outcome))}</p>",
                   *(f"<p>{escape(note)}</p>" for note in outcome.notes)]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as xml
 
 from ..gate import Outcome
 from ..result import Case, Result
-from .markdown import change, headline, power_line
+from .markdown import change, headline, limits_line, power_line
 
 _ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -40,6 +40,8 @@ def _case(suite: xml.Element, case: Case, outcome: Outcome | None) -> None:
     if (us := case.us("head")) is not None:
         out = xml.SubElement(node, "system-out")
         out.text = f"{us:.4g} us" + (f", base {b:.4g} us" if (b := case.us("base")) else "")
+        if percent := case.percent_of_floor("head"):
+            out.text += f", {percent:.0f} % of the machine's limit"
 
 
 def render(result: Result, outcome: Outcome | None) -> str:
@@ -60,6 +62,7 @@ def render(result: Result, outcome: Outcome | None) -> str:
     suite.set("time", f"{sum(float(n.get('time', 0)) for n in suite.iter('testcase')):.6f}")
     if outcome is not None:
         out = xml.SubElement(suite, "system-out")
-        out.text = _clean("\n".join((headline(outcome), power_line(outcome), *outcome.notes)))
+        out.text = _clean("\n".join((headline(outcome), power_line(outcome), *outcome.notes,
+                                     limits_line(result))))
     xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(root, "unicode") + "\n"

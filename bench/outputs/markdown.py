@@ -18,7 +18,7 @@ def _percent(percent: float | None) -> str:
 
 def change(ratio: float) -> str:
     """1.05 as "+5.0 %"."""
-    return f"{100 * (ratio - 1):+.1f} %"
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f} %"     # no "-0.0"
 
 
 def cell(text: str) -> str:
@@ -59,6 +59,12 @@ def power_line(outcome: Outcome) -> str:
             f"call a slow-down of one case SLOW: {seen or 'none'}.")
 
 
+def limits_line(result: Result) -> str:
+    """What "of the limit" refers to; empty when nothing was measured."""
+    limits = ", ".join(f"{name} {value:.1f}" for name, value in result.limits.items())
+    return f"Limits of this machine, measured (GB/s, GFLOP/s): {limits}." if limits else ""
+
+
 def render(result: Result, outcome: Outcome | None) -> str:
     """The whole report."""
     lines = ["## Performance" + (f": {headline(outcome)}" if outcome else ""), ""]
@@ -76,7 +82,6 @@ def render(result: Result, outcome: Outcome | None) -> str:
                           f"[{change(suite.low)}, {change(suite.high)}], {_MARK[suite.verdict]}."]
         lines += ["", power_line(outcome)]
         lines += [f"- {note}" for note in outcome.notes]
-    limits = ", ".join(f"{name} {value:.1f}" for name, value in result.limits.items())
-    if limits:
-        lines += ["", f"Limits of this machine, measured (GB/s, GFLOP/s): {limits}."]
+    if limits := limits_line(result):
+        lines += ["", limits]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ _COLOURS = ("#1f5fa8", "#b3261e", "#1b6e3c", "#8a6100", "#6a3d9a", "#008b8b", "#
             "#e07b00", "#3b7dd8", "#7a9a01", "#222222")
 
 
-def _figure(width: float, height: float) -> tuple[Any, Callable[[], bytes]]:
+def new_figure(width: float, height: float) -> tuple[Any, Callable[[], bytes]]:
     """A figure without a screen, and what turns it into a PNG file's bytes."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,7 +61,7 @@ def roofline(result: Result) -> bytes:
     if not panels:
         raise ValueError("a roofline needs timed cases and measured limits, and the result has "
                          "none; make them with: expertile bench run")
-    figure, png = _figure(7.0 * len(panels), 5.6)
+    figure, png = new_figure(7.0 * len(panels), 5.6)
     groups = list(dict.fromkeys(c.group for _, _, _, cases in panels for c in cases))
     for number, (title, bandwidth, peak, cases) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
@@ -97,7 +97,7 @@ def growth(result: Result) -> bytes:
         by_name.setdefault(one.name, []).append(one)
     columns = min(3, len(by_name))
     rows = ceil(len(by_name) / columns)
-    figure, png = _figure(5.0 * columns, 3.8 * rows)
+    figure, png = new_figure(5.0 * columns, 3.8 * rows)
     bad = {(c.series, c.threads, c.high) for c in cliffs(found)}
     for number, (name, members) in enumerate(by_name.items()):
         axes = figure.add_subplot(rows, columns, number + 1)

@@ -37,7 +37,9 @@ def plot(name: str, parts: Sequence[Segment]) -> str:
         drawn += [line(x(start + c.at - 0.5), 20, x(start + c.at - 0.5), 160,
                        "#b3261e" if c.ratio > 1 else "#1b6e3c", 2) for c in part.changes]
         start += len(part.points)
-    return f"<h2>{escape(name)}</h2>" + svg(176, drawn, f"trend of {name}")
+    percent = points[-1].percent_of_floor
+    now = f"<p>Now {points[-1].us:.4g} us, {percent:.0f} % of the limit.</p>" if percent else ""
+    return f"<h2>{escape(name)}</h2>{now}" + svg(176, drawn, f"trend of {name}")
 
 
 def page(history: Mapping[str, Sequence[Segment]]) -> str:

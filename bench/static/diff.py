@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from . import diff_ascend
 from .points import Kernel, Point
 
 Severity = Literal["fail", "warn", "info"]
@@ -97,6 +98,8 @@ def compare_kernels(where: str, base: Point, head: Point, old: Kernel, new: Kern
     def add(severity: Severity, rule: str, text: str, what: str) -> None:
         found.append(Finding(severity, rule, where, text, _blame(base, head, tools, what)))
 
+    for one in diff_ascend.changes(old, new):
+        add(*one)
     if new.spill_bytes > old.spill_bytes:
         add("fail", "spills", f"spills {old.spill_bytes} -> {new.spill_bytes} bytes a thread",
             _why_spilled(base, head, old, new))
@@ -124,7 +127,8 @@ def compare_kernels(where: str, base: Point, head: Point, old: Kernel, new: Kern
         add("warn", "size", f"instructions {old.instructions} -> {new.instructions} "
                             f"({100 * change:+.0f} %)", "another code path or unrolling")
     if not found:
-        add("info", "code", f"other instructions ({old.opcode_hash} -> {new.opcode_hash}), none of "
+        what = "input of hivmc" if new.task_type else "instructions"
+        add("info", "code", f"other {what} ({old.opcode_hash} -> {new.opcode_hash}), none of "
                             "the gated facts", "the source")
     return found
 

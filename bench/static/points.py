@@ -23,17 +23,18 @@ from .disasm import facts as instructions_of
 
 CPU_ARCHS = tuple(LEVELS)
 CPU_THREADS = "2"                    # part of the generated code, so not this machine's number
+NPU_ARCHS = ("ascend910b3", "ascend950pr_9599")
 GPU_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950")
 ASYNC = ("LDGSTS", "UTMALDG", "load_to_lds")     # copies that run beside the arithmetic
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one launch's binary says; a CPU's has classes and no registers."""
+    """What one launch's binary says; a CPU's has classes and no registers, an NPU's no binary."""
 
     name: str
-    instructions: int
-    opcode_hash: str
+    instructions: int = 0
+    opcode_hash: str = ""            # of an NPU's kernel: of the text that hivmc would read
     mma: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     registers: int = 0
@@ -44,6 +45,11 @@ class Kernel:
     operands: str = "none"
     async_copies: int = 0
     text_bytes: int = 0
+    task_type: str = ""              # of an NPU's kernel: "vector", "cube" or "mix"
+    memory: Mapping[str, int] = field(default_factory=dict)      # bytes of a core: ub, l1, l0c
+    workspace_bytes: int = 0         # in global memory, for each block
+    calls: Mapping[str, str] = field(default_factory=dict)       # library function -> its core
+    fallbacks: tuple[str, ...] = ()  # what the compiler switched off, in its own words
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Point:
 
 def point_from_json(data: Mapping[str, Any]) -> Point:
     """The reverse of to_json."""
-    kernels = tuple(Kernel(**k) for k in data.get("kernels", ()))
+    kernels = tuple(Kernel(**{**k, "fallbacks": tuple(k.get("fallbacks", ()))})
+                    for k in data.get("kernels", ()))
     return Point(**{**data, "kernels": kernels})
 
 
@@ -80,6 +87,15 @@ def kernel_of(raw: Mapping[str, Any]) -> Kernel:
         int(raw["shared_bytes"]), int(raw["warps"]),
         int(raw.get("fill", {}).get("blocks_per_sm", 0)), str(raw.get("operands", "none")),
         sum(counts.get(name, 0) for name in ASYNC))
+
+
+def npu_kernel_of(raw: Mapping[str, Any]) -> Kernel:
+    """From what an Ascend target's `examine` says of a launch: a memory plan and no binary."""
+    return Kernel(
+        str(raw["name"]), opcode_hash=str(raw["sha256"])[:16], task_type=str(raw["task_type"]),
+        memory={space: int(raw[f"{space}_bytes"]) for space in ("ub", "l1", "l0c")},
+        workspace_bytes=int(raw["workspace_bytes"]), calls=dict(sorted(raw["calls"].items())),
+        fallbacks=tuple(raw["fallbacks"]))
 
 
 def load_target(device: str, cache_dir: Path | None) -> Target:
@@ -132,7 +148,8 @@ def examine(target: Target, op: Operator, shape: Shape, config: Config) -> Point
     except BuildError as e:
         return replace(empty, reason=f"{e.status}: {str(e).strip()[-300:]}")
     return replace(empty, legal=seen.legal, reason=seen.reason,
-                   kernels=tuple(kernel_of(k) for k in seen.kernels))
+                   kernels=tuple(npu_kernel_of(k) if "task_type" in k else kernel_of(k)
+                                 for k in seen.kernels))
 
 
 Task = tuple[str, Operator, Shape, Config]
@@ -143,7 +160,8 @@ def tasks_of(target: Target, presets: Sequence[str], wanted: Sequence[str], ever
     """Names and configs: "default" of every kernel of the presets, "record" of what ships."""
     found: dict[str, Task] = {}
     for name in presets:
-        for op, shape in kernels_of(model_of(name), wanted, None, every):
+        shapes = kernels_of(model_of(name), wanted, None, every)
+        for op, shape in shapes if every or target.name != "ascend" else _largest(shapes):
             if ops.has_lowering(op.name, target.lang):
                 key = f"{case_name(op.name, shape)} default"
                 found[key] = (key, op, shape, target.space(op, shape).default())
@@ -153,6 +171,13 @@ def tasks_of(target: Target, presets: Sequence[str], wanted: Sequence[str], ever
             key = f"{case_name(op.name, shape)} record"
             found[key] = (key, op, shape, record.config)
     return list(found.values())
+
+
+def _largest(shapes: Sequence[tuple[Operator, Shape]]) -> list[tuple[Operator, Shape]]:
+    """One shape for each operator and its dtypes: an NPU's compiler takes 1 to 10 s for one."""
+    kinds = {(op.name, *(v for axis, v in shape.items() if "dtype" in axis)): (op, shape)
+             for op, shape in shapes}
+    return list(kinds.values())
 
 
 def records_of(target: Target) -> list[Record]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import cycle
@@ -74,9 +75,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(device: str, cache_dir: str) -> dict[str, Any]:
-    """The target of this environment, its limits and its tool versions."""
+def describe(device: str, cache_dir: str, ops: list[str]) -> dict[str, Any]:
+    """The target of this environment, its limits and its tool versions. Imports what the
+    operators need, which takes seconds, while the other sides do the same."""
     target = _expertile("targets").load(device, cache_dir=cache_dir)
+    for op in ops:
+        with suppress(Exception):        # `prepare` says what is wrong with it
+            _expertile("ops").lowering(op, target.lang)
     limits = {name: figure.value for name, figure in target.limits().items()}
     return {"device": target.device, "arch": target.arch, "evidence": target.evidence(),
             "threads": int(getattr(target, "threads", 0)), "why_not": target.available(),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +29,11 @@ def invoke(*words: str | Path) -> tuple[int, str]:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> dict[str, Path]:
+    wrong = run_result({"a": 100.0})
+    wrong = replace(wrong, cases=(replace(wrong.cases[0], status="wrong", error="NaN"),))
     made = {"base": run_result({"a": 100.0}), "slow": run_result({"a": 112.0}, 300),
-            "same": run_result({"a": 100.0}, 600),
+            "same": run_result({"a": 100.0}, 600), "unclear": run_result({"a": 103.0}, 900),
+            "wrong": wrong, "apart": run_result({"b": 100.0}),
             "other": run_result({"a": 100.0}, machine=replace(MACHINE, threads=4)),
             "gate": gate_result({"a": 1.2, "b": 1.0})}
     for name, result in made.items():
@@ -37,12 +44,59 @@ def stored(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("base", "head", "code"), [
     ("base", "same", 0), ("base", "slow", 1), ("base", "bad", 2), ("base", "absent", 2),
-    ("other", "same", 5), ("bad", "same", 5), ("absent", "same", 5)])
+    ("base", "unclear", 3), ("base", "wrong", 4), ("base", "apart", 5), ("other", "same", 5),
+    ("bad", "same", 5), ("absent", "same", 5)])
 def test_compare(stored: dict[str, Path], base: str, head: str, code: int) -> None:
     got, said = invoke("compare", stored[base], stored[head])
     assert got == code, said
-    if code in (2, 5):
+    if code in (2, 5) and head != "apart":
         assert len(said.strip().splitlines()) == 1, said
+
+
+def test_doubt_may_be_let_through(stored: dict[str, Path]) -> None:
+    for how, code in (("fail", 3), ("warn", 0), ("pass", 0)):
+        assert invoke("compare", stored["base"], stored["unclear"], "--ambiguous", how)[0] == code
+    assert invoke("compare", stored["base"], stored["slow"], "--ambiguous", "pass")[0] == 1
+
+
+def test_a_full_disk_is_one_line_after_the_verdict(stored: dict[str, Path]) -> None:
+    """A device file is written to and never replaced."""
+    code, said = invoke("compare", stored["base"], stored["same"], "--write", "json=/dev/full")
+    assert code == 2 and "/dev/full could not be written (No space left" in said
+    assert Path("/dev/full").is_char_device()
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """In the middle of a measurement that would take minutes."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    (root / "bench_x.py").write_text("def bench_a():\n    return lambda: sum(range(1000))\n")
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=n@x"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    run = subprocess.Popen(
+        [sys.executable, "-m", "expertile", "bench", "gate", "--base", "HEAD", "--suite",
+         "bench_x.py", "--rounds", "100000", "--out", "r.json"], cwd=root, text=True,
+        env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and len(_children(run.pid)) < 4:    # three sides, the anchor
+        time.sleep(0.1)
+    time.sleep(0.5)
+    children = _children(run.pid)
+    run.send_signal(signal.SIGINT)
+    out, said = run.communicate(timeout=60)
+    assert (run.returncode, out, said) == (130, "", "interrupted; nothing was written\n")
+    assert len(children) == 4 and not any(Path(f"/proc/{pid}").exists() for pid in children)
+    assert not (root / "r.json").exists() and not list(temporary.iterdir())
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads."""
+    return [int(p) for children in Path(f"/proc/{pid}/task").glob("*/children")
+            for p in children.read_text().split()]
 
 
 def test_no_baseline_in_json(stored: dict[str, Path]) -> None:
@@ -99,5 +153,8 @@ def test_history(stored: dict[str, Path], tmp_path: Path) -> None:
     assert invoke("history", "show", "--db", db, "--recent", "3")[0] == 0
     assert invoke("history", "export", tmp_path / "o.csv", "--db", db)[0] == 0
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 17
+    config = json.loads((tmp_path / "o.yaml").read_text())["tests"]["expertile"]
+    assert config["file"] == str(tmp_path / "o.csv")
+    assert config["metrics"] == {"a": {"column": "a", "direction": -1}}
     assert invoke("history", "export", tmp_path / "o.html", "--format", "html", "--db", db)[0] == 0
     assert "<svg" in (tmp_path / "o.html").read_text()

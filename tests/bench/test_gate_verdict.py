@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import exp, log
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from expertile.bench.estimate import estimate
 from expertile.bench.gate import conclude
 from expertile.bench.result import read
-from expertile.bench.simulate import Noise, caught, noise_of
+from expertile.bench.simulate import Noise, caught, noise_of, provenance, shipped_recordings
 from expertile.bench.verdict import Rules, holm, judge, noise_floors
 
 from .samples import samples
@@ -137,11 +138,25 @@ def test_simulated_ci_runs() -> None:
     assert caught(noise, 0.0, 60, seed=2) == 0.0
 
 
+def _holds(recordings: Sequence[Path], runs: int, of_5: float = 0.90) -> None:
+    noise = noise_of([read(path) for path in recordings])
+    assert len(noise.cases) >= 14
+    assert caught(noise, 0.10, runs, seed=3) >= 0.99
+    assert caught(noise, 0.05, runs, seed=4) >= of_5
+    assert caught(noise, 0.0, runs, seed=5) <= 0.01
+
+
+def test_ci_runs_from_the_noise_that_ships() -> None:
+    """Recorded on the quiet machine by `python -m expertile.bench.prove noise`."""
+    recordings = shipped_recordings()
+    for path in recordings:
+        said = provenance(read(path))
+        assert "AMD EPYC" in said and "2026-" in said and "prove noise" in said
+    _holds(recordings, RUNS)
+
+
 def test_ci_runs_from_noise_recorded_on_a_busy_machine() -> None:
-    """The same from an A/A gate of 26 operator cases on one thread of a 2-core VM at load 6, where
-    one process in 78 was 5 % slower for good."""
-    noise = noise_of([read(Path(__file__).parent / "noise_cpu1.json")])
-    assert len(noise.cases) == 26
-    assert caught(noise, 0.10, RUNS, seed=3) >= 0.99
-    assert caught(noise, 0.05, RUNS, seed=4) >= 0.90
-    assert caught(noise, 0.0, RUNS, seed=5) <= 0.01
+    """From an A/A gate of 26 operator cases on one thread of a 2-core VM at load 6, where one
+    process in 78 was 5 % slower for good. 95 % of 5 % were caught in 200 runs; of 100, three
+    standard errors fewer would still pass."""
+    _holds([Path(__file__).parent / "noise_cpu1.json"], RUNS // 2, of_5=0.85)
