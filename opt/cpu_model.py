@@ -45,7 +45,7 @@ def _rows_us(op: Operator, target: VectorTarget, shape: Shape, config: Config) -
     work = op.work(shape)
     rows = _row_count(shape)
     wide = int(config["lanes"])
-    run = int(shape.get("group_size", shape.get("experts", wide)))
+    run = int(shape.get("group_size", shape.get("block_size", shape.get("experts", wide))))
     waste = ceil(run / wide) * wide / run
     while wide > target.lanes:
         wide, waste = wide // 2, waste + WIDER
@@ -57,8 +57,17 @@ def _rows_us(op: Operator, target: VectorTarget, shape: Shape, config: Config) -
         limit = int(config["serial"]) // int(shape.get("k", shape.get("h", 1)))
         if rows <= limit:
             return each * rows
-    run_rows = int(config.get("rows", config.get("blocks", 1)))
+    run_rows = int(config["rows"])
     return parallel_us(ceil(rows / run_rows), min(run_rows, rows) * each, target.threads)
+
+
+def _blocks_us(op: Operator, target: VectorTarget, shape: Shape, config: Config) -> float:
+    """Casts of whole blocks: a task takes neighbours along K."""
+    down, across = ceil(int(shape["n"]) / int(shape["block_n"])), ceil(
+        int(shape["k"]) / int(shape["block_k"]))
+    run = min(int(config["blocks"]), across)
+    each = op.work(shape).bytes / max(down * across, 1) / GB_S / 1e3
+    return parallel_us(down * ceil(across / run), run * each, target.threads)
 
 
 def _row_count(shape: Shape) -> int:
@@ -132,19 +141,38 @@ def _int8_us(target: VectorTarget, shape: Shape, config: Config) -> float:
     return parallel_us(items * ceil(n / chunk), each, target.threads)
 
 
+def _pair_cycles(target: VectorTarget, config: Config, queries: float, keys: int, d_qk: int,
+                 d_v: int) -> float:
+    """A block of queries against a block of keys: two register tiles, and the keys' copy."""
+    (hv, nk), (pr, pv) = (tuple(int(x) for x in str(config[k]).split("x"))
+                          for k in ("scores", "outputs"))
+    vectors = max(1, queries / int(config["lanes"]))
+    score = keys * d_qk * vectors / (hv * nk) * tile_cycles(hv, nk, 0, target.lanes)
+    output = keys * d_v * queries / target.lanes / (pr * pv) * tile_cycles(pr, pv, 0, target.lanes)
+    return score + output + keys * d_qk / target.lanes * 2
+
+
+def _prefill_us(op: Operator, target: VectorTarget, shape: Shape, config: Config) -> float:
+    """Attention over whole prompts: a task is a head and a block of queries."""
+    batch, d_qk, d_v = max(int(shape["batch"]), 1), int(shape["d_qk"]), int(shape["d_v"])
+    rows, keys = int(config["rows"]), int(config["keys"])
+    queries, seen = ceil(int(shape["tokens"]) / batch), ceil(int(shape["ctx"]) / batch)
+    blocks = ceil(queries / rows)
+    first = seen - queries if shape["causal"] else seen    # keys that the first query sees, less 1
+    turns = sum(ceil(min(seen, max(first + (i + 1) * rows, 0)) / keys) for i in range(blocks))
+    cycles = _pair_cycles(target, config, min(rows, queries), keys, d_qk, d_v)
+    if 4 * keys * (d_qk + d_v) > L2_BYTES:
+        cycles *= OVERFLOWS
+    return parallel_us(batch * int(shape["heads"]) * blocks, turns / max(blocks, 1) * cycles
+                       / GHZ / 1e3, target.threads)
+
+
 def _decode_us(op: Operator, target: VectorTarget, shape: Shape, config: Config) -> float:
     """Attention over a latent cache: two register tiles, and workers that share the blocks."""
     heads, batch = int(shape["heads"]) * int(shape["s_q"]), int(shape["batch"])
     width, dv = int(shape["head_dim_v"]) + int(shape["rope"]), int(shape["head_dim_v"])
-    keys, workers, group = (int(config[k]) for k in ("keys", "workers", "group"))
-    (hv, nk), (pr, pv) = (tuple(int(x) for x in str(config[k]).split("x"))
-                          for k in ("scores", "outputs"))
-    lanes = int(config["lanes"])
-    vectors = max(1, heads / lanes)
-    score = keys * width * vectors / (hv * nk) * tile_cycles(hv, nk, 0, target.lanes)
-    output = keys * dv * heads / target.lanes / (pr * pv) * tile_cycles(pr, pv, 0, target.lanes)
-    copied = keys * width / target.lanes * 2
-    cycles = score + output + copied
+    keys, workers = int(config["keys"]), int(config["workers"])
+    cycles = _pair_cycles(target, config, heads, keys, width, dv)
     if 4 * keys * width > L2_BYTES:
         cycles *= OVERFLOWS
     blocks = batch * ceil(int(shape["ctx"]) / keys)
@@ -158,8 +186,10 @@ _Model = Callable[[Operator, VectorTarget, Shape, Config], float]
 _MODELS: Mapping[str, _Model] = {
     "gemm_nt": _gemm_us, "m_grouped_gemm_nt_contiguous": _gemm_us,
     "m_grouped_gemm_nt_masked": _gemm_us, "fused_moe": _gemm_us, "mla_decode": _decode_us,
-    "moe_route": _rows_us, "per_token_group_quant_fp8": _rows_us,
-    "per_token_group_quant_int8": _rows_us, "silu_mul": _rows_us, "silu_mul_quant_fp8": _rows_us}
+    "mla_prefill": _prefill_us, "mla_kv_append": _rows_us, "moe_route": _rows_us,
+    "per_token_group_quant_fp8": _rows_us, "per_token_group_quant_int8": _rows_us,
+    "per_block_quant_fp8": _blocks_us, "weight_dequant": _rows_us, "silu_mul": _rows_us,
+    "silu_mul_quant_fp8": _rows_us, "silu_mul_quant_fp8_masked": _rows_us}
 
 
 def estimate_us(op: Operator, target: Target, shape: Shape, config: Config) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from expertile import ops, targets
+from expertile.ops.models import Load, preset
 from expertile.ops.space import Config
 from expertile.ops.spec import Shape
 from expertile.opt import Budget, tune
@@ -92,8 +93,29 @@ def test_the_cpus_model_knows_threads_tiles_and_vectors(tmp_path: Path) -> None:
     assert modelled(mla, long, workers=1) > 1.5 * modelled(mla, long, workers=2)
     quant = {"k": 2048, "group_size": 128, "dtype": "float32", "ue8m0": False, "tokens": 64}
     assert modelled(OP, quant, rows=64) > 1.5 * modelled(OP, quant, rows=16)
-    assert estimate_us(ops.load("mla_prefill"), two, {}, {}) is None
+    prefill = ops.load("mla_prefill")
+    prompt = {"heads": 4, "d_qk": 192, "d_v": 128, "dtype": "float32", "causal": True,
+              "tokens": 512, "ctx": 512, "batch": 1}
+    assert modelled(prefill, prompt, _cpu(tmp_path, 4)) < 0.6 * modelled(prefill, prompt)
+    assert modelled(prefill, {**prompt, "ctx": 2048}) > 3 * modelled(prefill, prompt)
+    assert modelled(prefill, {**prompt, "causal": False}) > 1.4 * modelled(prefill, prompt)
+    block = {"k": 1024, "block_n": 128, "block_k": 128, "dtype": "float32", "ue8m0": False,
+             "n": 128}
+    whole = ops.load("per_block_quant_fp8")
+    assert modelled(whole, block, blocks=8) > 1.5 * modelled(whole, block, blocks=4)
     assert estimate_us(OP, TARGET, SHAPE, POOL.configs[0]) is None
+
+
+def test_the_cpus_model_knows_every_operator(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    cpu, load = _cpu(tmp_path), Load(tokens=(1, 64), batch=(1, 8), ctx=(256,))
+    for name in ops.names():
+        op = ops.load(name)
+        for shape in op.shapes(preset("v2-lite"), load):
+            space = cpu.space(op, shape)
+            for config in Pool(space).configs[::7]:
+                us = estimate_us(op, cpu, shape, config)
+                assert us is not None and 0 < us < 1e7, (name, shape, config)
 
 
 def test_a_cpus_search_begins_with_the_models_favourites(tmp_path: Path) -> None:
