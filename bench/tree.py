@@ -72,6 +72,9 @@ def checked_out(root: Path, revision: str, python: str) -> Iterator[Tree]:
         _git(root, "archive", "--format=tar", f"--output={packed}", name)
         where = Path(folder) / "tree"
         with tarfile.open(packed) as archive:
-            archive.extractall(where, filter="data")
+            if hasattr(tarfile, "data_filter"):          # Python 3.11.4; our own git wrote it
+                archive.extractall(where, filter="data")
+            else:
+                archive.extractall(where)
         packed.unlink()
         yield Tree(where, name, python)
