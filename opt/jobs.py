@@ -17,6 +17,7 @@ from .stats import low
 
 SAMPLE_US = 1000.0                   # long against the clock, short against a scheduler's slice
 ROUNDS, FEWEST_ROUNDS = 12, 3
+FEWEST_OF_TWO = 8                    # in a final: three rounds once called a slower config 1.07x
 RACE_DROP = 1.03                     # a finalist this much behind the leader leaves the race
 
 
@@ -102,6 +103,7 @@ def _interleave(session: Session, configs: Sequence[Config], rounds: int, second
     samples: list[list[float]] = [[] for _ in configs]
     anchor: list[float] = []
     order, shuffler = list(range(len(configs))), random.Random(session.seed)
+    fewest = FEWEST_OF_TWO if not reject and len(configs) == 2 else FEWEST_ROUNDS
     end = time.monotonic() + seconds
     for done in range(1, rounds + 1):
         if session.anchor is not None:
@@ -110,7 +112,7 @@ def _interleave(session: Session, configs: Sequence[Config], rounds: int, second
             samples[i].append(clock(callers[i], inner))
         if reject and _is_hopeless(samples[0], samples[last]):
             break
-        if done >= FEWEST_ROUNDS and time.monotonic() > end:
+        if done >= fewest and time.monotonic() > end:
             break
         if not reject and done >= FEWEST_ROUNDS + 2:
             leader = min(low(samples[i]) for i in order)
