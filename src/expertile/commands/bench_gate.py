@@ -15,7 +15,6 @@ from .bench_options import (
     Doubt,
     SuiteThreshold,
     Threshold,
-    command_line,
     environment,
     interruptible,
     make_rules,
@@ -24,6 +23,7 @@ from .bench_options import (
 )
 from .bench_output import CaseProgress, parse_writes, show, store
 from .bench_static import DEFAULT_FILE, BaselineFile, StaticDevices, Update, static_gate
+from .command_line import command_line
 from .grouped import grouped
 from .options import Device
 

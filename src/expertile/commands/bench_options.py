@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,11 +93,6 @@ def make_suite(root: Path, chosen: Chosen, device: str, configs: str) -> Suite:
 def environment() -> dict[str, str]:
     """What the measured processes are given of ours."""
     return dict(os.environ)
-
-
-def command_line() -> str:
-    """For the record."""
-    return shlex.join(["expertile", *sys.argv[1:]])
 
 
 def make_rules(threshold: float, suite_threshold: float, absolute_us: float) -> Rules:

@@ -15,7 +15,6 @@ from .bench_options import (
     Doubt,
     SuiteThreshold,
     Threshold,
-    command_line,
     environment,
     interruptible,
     make_rules,
@@ -35,6 +34,7 @@ from .bench_suite import (
     Wanted,
     run_named,
 )
+from .command_line import command_line
 from .grouped import grouped
 from .options import Device, Json, wanted_ops
 

@@ -14,8 +14,9 @@ import typer
 from rich.table import Table as RichTable
 
 from .. import settings
-from .bench_options import command_line, interruptible
+from .bench_options import interruptible
 from .bench_output import store
+from .command_line import command_line
 from .options import console, ladder
 
 if TYPE_CHECKING:

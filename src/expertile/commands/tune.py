@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .command_line import command_line
 from .db import where
 from .options import (
     ActDtype,
@@ -146,8 +146,7 @@ def tune(
     tasks = share_of(share, [(o, s) for o, shapes in work for s in shapes])
     with (method_of(sampler, stop_gain, chosen_routing(routing, seen), storage) as method,
           TuningDB(db) as store, TuneProgress(Console(stderr=True)) as progress):
-        outcomes = tune_many(tasks, target, store, limit, seed, progress,
-                             shlex.join(["expertile", *sys.argv[1:]]),
+        outcomes = tune_many(tasks, target, store, limit, seed, progress, command_line(),
                              method=replace(method, measure=not no_measure))
     speed = _speed(outcomes, time.monotonic() - began)
     if as_json:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import settings
+from .command_line import command_line
 from .db import where
 from .options import (
     ActDtype,
@@ -116,7 +115,7 @@ def plan(
     with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
         plan_bundle(
             Plan([(o, s) for o, shapes in work for s in shapes], device, limit, seed, sampler,
-                 chosen_routing(routing, seen), shlex.join(["expertile", *sys.argv[1:]])),
+                 chosen_routing(routing, seen), command_line()),
             partial(load_target, device), store, settings.read().cache_dir / "plans", out,
             progress)
     bundle = read(out)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +10,7 @@ import typer
 from rich.console import Console
 
 from .. import settings
+from .command_line import command_line
 from .db import where
 from .options import Db, Json, console, load_target
 from .progress import TuneProgress
@@ -75,7 +74,7 @@ def run(
         raise BundleError(why)
     with TuningDB(to) as store, TuneProgress(Console(stderr=True)) as progress:
         ran = run_bundle(bundle, load, settings.read().cache_dir, store, seconds, recompile,
-                         progress, shlex.join(["expertile", *sys.argv[1:]]))
+                         progress, command_line())
     if as_json:
         print(json.dumps({
             "bundle": str(file), "digest": bundle.origin.digest, "db": to,
