@@ -1,4 +1,4 @@
-"""The command as records and results keep it: for others to read, so without this machine's paths."""
+"""The command as records keep it: for others to read, so without this machine's paths."""
 
 from __future__ import annotations
 
