@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ _NAMES = {
     "x86-avx512-vnni": ("avx512", "AVX512_CORE_VNNI", "AVX512", "cascadelake"),
     "x86-avx512-bf16": ("avx512", "AVX512_CORE_BF16", "AVX512", "cooperlake")}
 _M, _N, _K = 64, 512, 512            # of the product that tells which instructions run
+_TURNS = 12
 
 
 def environment(arch: str) -> dict[str, str]:
@@ -61,17 +63,24 @@ def disobeys(arch: str, told: dict[str, str]) -> str:
 
 
 def bf16_product_costs() -> float:
-    """Time of torch's bfloat16 product over the float32 one's."""
+    """Time of torch's bfloat16 product over the float32 one's.
+
+    One thread and the least of products in turn: on a busy machine two threads wait for each
+    other, and a wait longer than the product made float32 look slower than bfloat16.
+    """
     a, b = torch.ones(_M, _K), torch.ones(_K, _N)
     pairs: list[Any] = [(a, b), (a.bfloat16(), b.bfloat16())]
-    least = []
-    for pair in pairs:
-        product = partial(torch.mm, *pair)
-        product()
-        times = []
-        for _ in range(5):
-            start = time.perf_counter_ns()
-            product()
-            times.append(time.perf_counter_ns() - start)
-        least.append(min(times))
-    return least[1] / least[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = [[_ns(partial(torch.mm, *pair)) for pair in pairs] for _ in range(_TURNS)]
+    finally:
+        torch.set_num_threads(threads)
+    float32, bfloat16 = (min(column) for column in zip(*times, strict=True))
+    return bfloat16 / float32
+
+
+def _ns(call: Callable[[], Any]) -> int:
+    start = time.perf_counter_ns()
+    call()
+    return time.perf_counter_ns() - start
