@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, Expr, Registers, local, put, scope, when, widen
+from .emit import Buffer, Expr, Registers, local, put, scope, vector, when, widen
 from .llvm import pair_name
 from .panels import Panels
+from .quarters import CODES, FENCE, UNIT, Few, name
 from .tiles import VECTORS, Tiles, unit
 
 
@@ -37,6 +38,7 @@ class Task:
     rows: Expr
     col: Expr                        # first column
     XS: Buffer | None = None         # [rows, K blocks]: scales of X where it holds codes
+    few: Few | None = None           # the rows for tiles that take FP8 codes by the byte
 
     def emit(self) -> None:
         """The whole task."""
@@ -70,6 +72,9 @@ class Task:
     def _stream_tile(self, r: Expr, m: int, nr: int, half: Expr,
                      at: Callable[[int], Expr]) -> None:
         g = self.g
+        if self.few is not None:
+            self._stream_quarters(self.few, r, m, nr, half, at)
+            return
         with scope("stream"):
             # few accumulators leave registers to scale each block's sums rather than its weights
             late = g.quantised and (g.pairs or 2 * m * nr + nr < VECTORS[g.lanes])
@@ -110,6 +115,31 @@ class Task:
                       T.min(g.step_k, g.k - kb * g.step_k))
             t.finish()
             t.each(lambda i, n, value: put(self.C, (r + i, half * g.padded + at(n)), value))
+
+    def _stream_quarters(self, few: Few, r: Expr, m: int, nr: int, half: Expr,
+                         at: Callable[[int], Expr]) -> None:
+        g = self.g
+        with scope("stream"):
+            t = _Registers(g, few.rows, m, nr, True)
+            t.start(lambda i: self.first + r + i)
+            sc, row = local(nr), local(nr, "int64")
+            e, scales = local(1, "int64"), local(nr, "int64")
+            put(e, 0, self.e)            # read once: the fences forget what is in memory
+            for n in range(nr):
+                put(row, n, T.Cast("int64", half * g.n + self.col + at(n)))
+                put(scales, n, row[n] // g.block_n)
+            with T.serial(g.k_blocks) as kb:
+                length = (g.step_k if g.k % g.step_k == 0
+                          else T.min(g.step_k, g.k - kb * g.step_k))
+                for n in range(nr):
+                    put(sc, n, self.S[e[0], scales[n], kb])
+                t.dot_quarters(kb * g.step_k, length,
+                               lambda n, k: self.W[e[0], row[n], kb * g.step_k + k])
+                t.scale(sc)
+            t.finish()
+            t.each(lambda i, n, value: put(
+                self.C, (r + i, half * g.padded + at(n)),
+                value * T.float32(UNIT) * few.factors[t.row[i]]))
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb] * T.float32(unit(self.g.dtype))
@@ -187,6 +217,38 @@ class _Registers:
         if self.g.ragged:
             with T.serial(length // run * run, length) as k:
                 tail(k)
+
+    def dot_quarters(self, k0: Expr, length: Expr,
+                     codes: Callable[[int, Expr], Expr]) -> None:
+        """Add X[row, k0 + k] * codes(n, k), both in the order of bytes."""
+        lanes, run, unroll, nr = self.g.lanes, self.g.run, self.g.unroll, self.nr
+        twice = 2 if self.m * nr < 8 else 1      # sums enough to hide what an addition takes
+        parts = [self.part, Registers(self.m * nr, "float32", lanes) if twice == 2 else self.part]
+        for part in parts[:twice]:
+            for q in range(self.m * nr):
+                part.set(q, T.Broadcast(T.float32(0), lanes))
+        raw, value = Registers(nr, "int8", run), Registers(nr * CODES, "float32", lanes)
+
+        def step(k: Expr) -> None:
+            for n in range(nr):
+                raw.set(n, codes(n, T.Ramp(k, 1, run)))
+                T.evaluate(T.call_extern("void", FENCE))
+                for j in range(CODES):
+                    value.set(n * CODES + j, T.call_extern(
+                        vector("float32", lanes), name(j), raw[n]))
+                    for i in range(self.m):
+                        x = self.X[self.row[i], T.Ramp(k0 + k + j * lanes, 1, lanes)]
+                        part, q = parts[j % twice], i * nr + n
+                        part.set(q, part[q] + x * value[n * CODES + j])
+
+        with T.serial(length // (run * unroll)) as kv, T.unroll(unroll) as u:
+            step((kv * unroll + u) * run)
+        if unroll > 1:
+            with T.serial(length // (run * unroll) * unroll, length // run) as kv:
+                step(kv * run)
+        if twice == 2:
+            for q in range(self.m * nr):
+                self.part.set(q, parts[0][q] + parts[1][q])
 
     def scale(self, by: Buffer, row_scale: Callable[[int], Expr] | None = None) -> None:
         """Add the sums since the last scaling, each times its column's (and its row's) scale."""

@@ -36,20 +36,24 @@ def operand(handle: Any, shape: tuple[Expr, ...], dtype: str) -> Buffer:
     return tensor(handle, shape, bits_of(dtype))
 
 
-def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool) -> Space:
+def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool,
+          quarters: bool = False) -> Space:
     """Tiles and blocking; few rows tune the stream of weights, many rows the panels.
 
     Where converting is dear (codes) panels pay from four rows on, where nothing is converted
-    (bfloat16 pairs) from 13 (docs/facts.md).
+    (bfloat16 pairs) from 13 (docs/facts.md). Codes taken by the byte gain from long runs and
+    lose from fetching early.
     """
     tile = {16: ("6x4", "4x4", "4x6")}.get(target.lanes, ("3x4", "4x3", "2x4"))
     panel = {16: ("12x2", "8x3", "6x4")}.get(target.lanes, ("6x2", "4x3"))
     few = 3 if w_dtype in QUANTISED else 12 if pairs else 6
     panel_rows = (few, *(rows for rows in (3, 6, 12) if rows != few))
     if decode:
-        return Space({"tile": tile, "wide": (4, 8), "chunk": (128, 256, 512), "unroll": (1, 2),
-                      "order": ("item", "chunk"), "kc": (2048,), "panel": panel[:1],
-                      "panel_rows": panel_rows, "rows": (128,), "ahead": (1024, 0)})
+        return Space({"tile": tile, "wide": (4,) if quarters else (4, 8),
+                      "chunk": (256, 128, 512) if quarters else (128, 256, 512),
+                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
+                      "panel": panel[:1], "panel_rows": panel_rows, "rows": (128,),
+                      "ahead": (0,) if quarters else (1024, 0)})
     return Space({"tile": tile[:1], "wide": (4,), "chunk": (256, 128, 512), "unroll": (1, 2),
                   "order": ("item", "chunk"), "kc": (2048, 512), "panel": panel,
                   "panel_rows": panel_rows, "rows": (128, 256), "ahead": (1024,)})

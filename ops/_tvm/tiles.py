@@ -67,6 +67,7 @@ class Tiles:
     ahead: int                       # bytes by which a stream of weights is fetched early; 0: not
     halves: int = 1                  # 2: gate and up, W is [E, 2n, K]
     pairs: bool = False              # bfloat16 dot products; X is bfloat16
+    quarters: bool = False           # tiles of few rows take FP8 codes as in `quarters.py`
 
     @property
     def quantised(self) -> bool:
@@ -86,6 +87,8 @@ class Tiles:
     @property
     def run(self) -> int:
         """Elements of K that a tile of few rows takes at once."""
+        if self.quarters:
+            return 4 * self.lanes
         return 64 if self.pairs and self.quantised else 32 if self.pairs else self.lanes
 
     @property
@@ -160,7 +163,7 @@ class Tiles:
     @property
     def element_bytes(self) -> int:
         """Bytes of a stored weight."""
-        return {"float32": 4, "bfloat16": 2}.get(self.dtype, 1)
+        return {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.dtype, 1)
 
     @property
     def fetch_lines(self) -> int:
@@ -190,11 +193,11 @@ class Tiles:
 
 
 def tiles(n: int, k: int, dtype: str, block: tuple[int, int], lanes: int, config: Config,
-          halves: int = 1, pairs: bool = False) -> Tiles:
+          halves: int = 1, pairs: bool = False, quarters: bool = False) -> Tiles:
     """The tiles of a config."""
     mr, nr = (int(x) for x in str(config["tile"]).split("x"))
     pm, pn = (int(x) for x in str(config["panel"]).split("x"))
     return Tiles(n=n, k=k, dtype=dtype, block_n=block[0], block_k=block[1], lanes=lanes, mr=mr,
-                 nr=nr, pm=pm, pn=pn, halves=halves, pairs=pairs,
+                 nr=nr, pm=pm, pn=pn, halves=halves, pairs=pairs, quarters=quarters,
                  **{name: int(config[name])
                     for name in ("wide", "chunk", "kc", "unroll", "panel_rows", "rows", "ahead")})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import quarters
 from .._tvm.emit import local, put, scope
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
@@ -26,6 +27,7 @@ from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
 from .._tvm.int8_moe import bind_moe, lower_moe
 from .._tvm.llvm import functions, importing
+from .._tvm.quarters import Few, prepare
 from .._tvm.tiles import takes_pairs, tiles
 from ..gemm_nt.tvm import scales_of, weights_of
 from ..space import Config, Space
@@ -42,8 +44,9 @@ def space(target: VectorTarget, shape: Shape) -> Space:
     """Tiles and blocking, of both GEMMs."""
     if serves(target, shape):
         return int8_space(target, regime(shape) == "decode")
-    return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
-                      uses_pairs(target, shape))
+    pairs = uses_pairs(target, shape)
+    return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]), pairs,
+                      all(takes_bytes(target.lanes, shape, pairs)))
 
 
 def uses_pairs(target: VectorTarget, static: Shape) -> bool:
@@ -51,6 +54,13 @@ def uses_pairs(target: VectorTarget, static: Shape) -> bool:
     return not static["w8a8"] and all(takes_pairs(
         target.dots, str(static["dtype"]), str(static["w_dtype"]), int(static[k]),
         int(static["block_k"])) for k in ("hidden", "inter"))
+
+
+def takes_bytes(lanes: int, static: Shape, pairs: bool) -> tuple[bool, bool]:
+    """Whether few rows of the first and of the second GEMM take FP8 codes by the byte."""
+    first, second = (quarters.serves(str(static["w_dtype"]), lanes, int(static[k]),
+                                     int(static["block_k"]), pairs) for k in ("hidden", "inter"))
+    return first, second
 
 
 class _Moe:
@@ -65,8 +75,9 @@ class _Moe:
         self.order = str(config["order"])
         block = self.block_n, self.block_k
         self.pairs = pairs
-        self.up = tiles(self.inter, self.k, self.w_dtype, block, lanes, config, 2, pairs)
-        self.down = tiles(self.k, self.inter, self.w_dtype, block, lanes, config, 1, pairs)
+        few = takes_bytes(lanes, static, pairs)
+        self.up = tiles(self.inter, self.k, self.w_dtype, block, lanes, config, 2, pairs, few[0])
+        self.down = tiles(self.k, self.inter, self.w_dtype, block, lanes, config, 1, pairs, few[1])
         self.lanes = lanes
 
     def widen(self, X: Any, HIDDEN: Any, tokens: Any) -> None:
@@ -78,16 +89,18 @@ class _Moe:
             each_row(tokens, self.k, lambda t: widen_row(
                 self.lanes, X, HIDDEN, HIDDEN, t, self.k, self.dtype, self.block_k))
 
-    def gemm_up(self, plan: Plan, X: Any, W: Any, S: Any, H: Any) -> None:
+    def gemm_up(self, plan: Plan, X: Any, W: Any, S: Any, H: Any, few: Few) -> None:
         """H[sorted row] = silu(gate) * up of the row's token."""
         g = self.up
+        if g.quarters:
+            prepare(g, plan, X, lambda r: plan.row(r) // self.top_k, few)
 
         def task(item: Any, chunk: Any) -> None:
             with scope("up"):
                 C = scratch(g)
                 first, count = plan.first(item), plan.count(item)
                 Task(g, X, lambda r: plan.row(r) // self.top_k, W, S, C, plan.expert(item), first,
-                     count, g.column(chunk)).emit()
+                     count, g.column(chunk), few=few if g.quarters else None).emit()
                 write_tile(g, C, H, count, g.column(chunk),
                            "int16" if self.pairs else "float32", lambda r: (first + r,))
 
@@ -96,16 +109,18 @@ class _Moe:
             each_row(plan.total, 4 * self.inter, lambda r: round_row(
                 self.lanes, H, H, r, self.inter, "float32", self.block_k, self.w_dtype))
 
-    def gemm_down(self, plan: Plan, H: Any, W: Any, S: Any, Y: Any) -> None:
+    def gemm_down(self, plan: Plan, H: Any, W: Any, S: Any, Y: Any, factors: Any) -> None:
         """Y[pair] = H[sorted row] . W2 of its expert."""
-        g = self.down
+        g, few = self.down, Few(H, factors)
+        if g.quarters:
+            prepare(g, plan, H, lambda r: r, few)
 
         def task(item: Any, chunk: Any) -> None:
             with scope("down"):
                 C = scratch(g)
                 first, count = plan.first(item), plan.count(item)
                 Task(g, H, lambda r: r, W, S, C, plan.expert(item), first, count,
-                     g.column(chunk)).emit()
+                     g.column(chunk), few=few if g.quarters else None).emit()
                 write_tile(g, C, Y, count, g.column(chunk), "float32",
                            lambda r: (plan.row(first + r),))
 
@@ -144,20 +159,21 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     e, k, inter, top_k = m.e, m.k, m.inter, m.top_k
 
     def run(HIDDEN: Any, W1: Any, W2: Any, WEIGHTS: Any, IDS: Any, S1: Any, S2: Any, X: Any,
-            H: Any, Y: Any, PLAN: Any, OUT: Any, tokens: Any) -> None:
+            H: Any, Y: Any, F: Any, PLAN: Any, OUT: Any, tokens: Any) -> None:
         plan = Plan(PLAN, tokens * top_k)
         plan.sort(lambda p: IDS[p // top_k, p % top_k], tokens * top_k, e, m.up.rows)
         m.widen(X, HIDDEN, tokens)
-        with importing(*functions(m.up)):
-            m.gemm_up(plan, X, W1, S1, H)
-            m.gemm_down(plan, H, W2, S2, Y)
+        by_byte = [quarters.functions(m.lanes)] if m.up.quarters or m.down.quarters else []
+        with importing(*functions(m.up), *by_byte):
+            m.gemm_up(plan, X, W1, S1, H, Few(Y, F))
+            m.gemm_down(plan, H, W2, S2, Y, F)
         m.add_up(Y, WEIGHTS, IDS, OUT, tokens)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]
             hidden: T.handle, w1: T.handle, w2: T.handle, weights: T.handle, ids: T.handle,
-            s1: T.handle, s2: T.handle, x: T.handle, h: T.handle, y: T.handle, p: T.handle,
-            o: T.handle):
+            s1: T.handle, s2: T.handle, x: T.handle, h: T.handle, y: T.handle, f: T.handle,
+            p: T.handle, o: T.handle):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         M = T.int64()
         PAIRS = T.int64()
@@ -177,9 +193,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         X = operand(x, (M, k), "bfloat16" if m.pairs else "float32")
         H = operand(h, (PAIRS, inter), "bfloat16" if m.pairs else "float32")
         Y = tensor(y, (PAIRS, k), "float32")
+        F = tensor(f, (PAIRS,), "float32")
         PLAN = tensor(p, (WORDS,), "int32")
         OUT = tensor(o, (M, k), m.dtype)
-        run(HIDDEN, W1, W2, WEIGHTS, IDS, S1, S2, X, H, Y, PLAN, OUT, M)
+        run(HIDDEN, W1, W2, WEIGHTS, IDS, S1, S2, X, H, Y, F, PLAN, OUT, M)
 
     return {"main": main}
 
@@ -199,7 +216,7 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
         x = hidden if in_place else torch.empty((tokens, k))
         main(hidden, w1, w2, weights, ids, s1, s2, hidden.view(torch.int16) if pairs else x,
              torch.empty((rows, w2.shape[2]), dtype=torch.int16 if pairs else torch.float32),
-             torch.empty((rows, k)),
+             torch.empty((rows, k)), torch.empty(rows),
              torch.empty(Plan.size(rows, w1.shape[0]), dtype=torch.int32), out)
 
     def run(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,

@@ -1,0 +1,105 @@
+"""Few rows times FP8 weights: a vector of codes becomes four vectors of float32 by shifts alone.
+
+Each dword holds four codes of one column; its bytes give four float32 vectors, of which lane i
+holds element 4 i + j of K. A code moved to the top of a float32 and four places down again is
+its value times 2^-120, exact for all finite codes (NaN reads as 480): 13 instructions for 32 codes
+with their products, where sign extension and a conversion from float16 take 20.
+
+The rows of X are put into the same order before, and brought to 2^60 by a power of two each, so
+that no product is subnormal whatever the row's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from .emit import Buffer, Expr, local, put, scope
+from .fp8 import floats, magnitude_bits
+from .gemm_stages import Plan, each_row
+from .tiles import FP8, Tiles
+
+CODES = 4                            # in a dword
+FENCE = "expertile_fence"            # between columns: without it LLVM starts on all of them,
+                                     # spills, and stalls on stores that look like the loads' lines
+UNIT = 2.0**60                       # what is left of 2^120 beside the row's own factor
+_MASK = 0x87F00000 - (1 << 32)       # sign, and exponent and mantissa of e4m3, in a float32
+_LEAST, _MOST, _BIAS, _SHIFT = 60, 254, 314, 23      # exponents of a row; 314 = 60 + 2 * 127
+
+
+@dataclass(frozen=True)
+class Few:
+    """Rows in the order of the bytes, and what each was divided by, times 2^60."""
+
+    rows: Buffer                     # [rows, K] float32
+    factors: Buffer                  # [rows] float32
+
+
+def name(byte: int) -> str:
+    """The function that makes float32 of one byte of every dword."""
+    return f"expertile_e4m3_byte{byte}"
+
+
+def functions(lanes: int) -> str:
+    """The four functions, the fence, and the one that orders 4 * lanes elements of a row."""
+    text, codes, words = [], f"<{CODES * lanes} x i8>", f"<{2 * lanes} x i16>"
+    dwords, many = f"<{lanes} x i32>", f"<{CODES * lanes} x float>"
+    for byte in range(CODES):
+        text += [f"define <{lanes} x float> @{name(byte)}({codes} %x) alwaysinline {{",
+                 f"%w = bitcast {codes} %x to {words}",
+                 f"%a = shl {words} %w, {_splat(2 * lanes, 16, 8 * (1 - byte % 2))}",
+                 f"%b = ashr {words} %a, {_splat(2 * lanes, 16, 4)}",
+                 f"%c = bitcast {words} %b to {dwords}",
+                 f"%d = shl {dwords} %c, {_splat(lanes, 32, 16 * (1 - byte // 2))}",
+                 f"%e = and {dwords} %d, {_splat(lanes, 32, _MASK)}",
+                 f"%f = bitcast {dwords} %e to <{lanes} x float>",
+                 f"ret <{lanes} x float> %f", "}"]
+    text += [f"define void @{FENCE}() alwaysinline {{",
+             'call void asm sideeffect "", "~{memory}"()', "ret void", "}"]
+    order = ", ".join(f"i32 {CODES * i + j}" for j in range(CODES) for i in range(lanes))
+    return "\n".join([*text, f"define {many} @expertile_byte_order({many} %x) alwaysinline {{",
+                      f"%r = shufflevector {many} %x, {many} poison, "
+                      f"<{CODES * lanes} x i32> <{order}>", f"ret {many} %r", "}"])
+
+
+def _splat(lanes: int, bits: int, value: int) -> str:
+    return "<" + ", ".join([f"i{bits} {value}"] * lanes) + ">"
+
+
+def serves(dtype: str, lanes: int, k: int, block_k: int, pairs: bool) -> bool:
+    """Whether weights [*, K] can be taken so."""
+    run = CODES * lanes
+    return dtype == FP8 and not pairs and lanes >= 8 and not (k % run or min(block_k, k) % run)
+
+
+def prepare(g: Tiles, plan: Plan, X: Buffer, x_row: Callable[[Expr], Expr], few: Few) -> None:
+    """Order the rows of all items that are streamed: X[x_row(position)] to few's position."""
+    def item(i: Expr) -> None:
+        with T.If(plan.count(i) <= g.panel_rows), T.Then(), T.serial(plan.count(i)) as r:
+            _row(g, X, x_row(plan.first(i) + r), few, plan.first(i) + r)
+
+    each_row(plan.items, g.panel_rows * g.k, item)
+
+
+def _row(g: Tiles, X: Buffer, row: Expr, few: Few, to: Expr) -> None:
+    """few[to] = X[row], which may be the same place."""
+    lanes, run = g.lanes, CODES * g.lanes
+    with scope("row"):
+        tops, exponent, ordered = local(lanes, "int32"), local(1, "int32"), local(run)
+        with T.vectorized(lanes) as lane:
+            put(tops, lane, T.int32(0))
+        with T.serial(g.k // lanes) as v, T.vectorized(lanes) as lane:
+            put(tops, lane, T.max(tops[lane], magnitude_bits(X[row, v * lanes + lane])))
+        put(exponent, 0, tops[0])
+        for i in range(1, lanes):
+            put(exponent, 0, T.max(exponent[0], tops[i]))
+        put(exponent, 0, T.min(T.max(exponent[0] >> _SHIFT, T.int32(_LEAST)), T.int32(_MOST)))
+        put(few.factors, to, floats(exponent[0] << _SHIFT))
+        by = T.Broadcast(floats((T.int32(_BIAS) - exponent[0]) << _SHIFT), run)
+        with T.serial(g.k // run) as v:
+            k = T.Ramp(v * run, 1, run)
+            put(ordered, T.Ramp(0, 1, run), T.call_extern(
+                f"float32x{run}", "expertile_byte_order", X[row, k] * by))
+            put(few.rows, (to, k), ordered[T.Ramp(0, 1, run)])
