@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .. import convert_fp8_weight
 from .config import ModelConfig
+from .pages import zeros
 from .shards import open_files, some
 from .tensor_names import expected_tensors
 
@@ -102,12 +102,11 @@ class Checkpoint:
         wide = -(-inter // b[1]) * b[1] if scaled else inter
         e, rows = len(prefixes), (-(-wide // b[0]), -(-hidden // b[0])) if scaled else (0, 0)
         columns = (-(-hidden // b[1]), wide // b[1]) if scaled else (0, 0)
-        make: Callable[..., Tensor] = torch.zeros if wide > inter else torch.empty
         # On the device at once: the host never holds more than the file's own mapped pages.
-        w1 = make(e * with_gate_up, 2, wide, hidden, dtype=dtype, device=self._device)
-        w2 = make(e * with_down, hidden, wide, dtype=dtype, device=self._device)
-        s1 = make(e * with_gate_up, 2, rows[0], columns[0], device=self._device)
-        s2 = make(e * with_down, rows[1], columns[1], device=self._device)
+        w1 = zeros(e * with_gate_up, 2, wide, hidden, dtype=dtype, device=self._device)
+        w2 = zeros(e * with_down, hidden, wide, dtype=dtype, device=self._device)
+        s1 = zeros(e * with_gate_up, 2, rows[0], columns[0], device=self._device)
+        s2 = zeros(e * with_down, rows[1], columns[1], device=self._device)
         for i, prefix in enumerate(prefixes):
             for half, kind in enumerate(("gate_proj", "up_proj") * with_gate_up):
                 self._fill(f"{prefix}.{kind}.weight", fp8, w1[i, half, :inter],

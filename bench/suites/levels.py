@@ -76,8 +76,7 @@ def bf16_product_costs() -> float:
         times = [[_ns(partial(torch.mm, *pair)) for pair in pairs] for _ in range(_TURNS)]
     finally:
         torch.set_num_threads(threads)
-    float32, bfloat16 = (min(column) for column in zip(*times, strict=True))
-    return bfloat16 / float32
+    return min(b for _, b in times) / min(f for f, _ in times)
 
 
 def _ns(call: Callable[[], Any]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from ...model import checkpoint
 from ...ops.models import preset
 from ...targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from ...targets.cpu.pages import ENVIRONMENT
 from .. import random_checkpoint
 from ..result import Case, Result
 from . import model_jobs
@@ -98,7 +99,7 @@ def _loaded(stack: ExitStack, runner: Runner, paths: tuple[Path, Path], engines:
     """A child for each engine that can hold the model."""
     found = {}
     for engine in engines:
-        child = Child(0)
+        child = Child(0, env=ENVIRONMENT)
         stack.callback(child.close)
         try:
             _call(child, model_jobs.load, path=str(paths[engine != "ours"]), engine=engine,

@@ -12,6 +12,7 @@ from typing import Any
 from ...targets.child import Child, ChildCrashed, ChildFailed
 from ...targets.cpu import target as cpu_target
 from ...targets.cpu.levels import host_arch
+from ...targets.cpu.pages import ENVIRONMENT
 from ..machine import here
 from ..measure import tool_version
 from ..result import Case, Result
@@ -64,11 +65,12 @@ class Runner:
     def open(self, stack: ExitStack) -> None:
         """Start our children and measure limits; a peer's child starts with its first job."""
         arch = self.options.arch
-        self.torch = Child(0, env=levels.environment(arch))
+        self.torch = Child(0, env={**levels.environment(arch), **ENVIRONMENT})
+        self.ggml = Child(0, env=ENVIRONMENT)
         for child in (self.torch, self.ggml):
             stack.callback(child.close)
         for threads in self.options.threads:
-            self.ours[threads] = child = Child(0)
+            self.ours[threads] = child = Child(0, env=ENVIRONMENT)
             stack.callback(child.close)
             self.amounts[threads] = call(child, jobs.describe_limits,
                                          unit=self.options.unit(threads))

@@ -22,6 +22,7 @@ from typing import Any
 from ... import settings
 from ...targets.child import Child, ChildCrashed, ChildFailed, ChildTimeout
 from ...targets.cpu.levels import LEVELS
+from ...targets.cpu.pages import ENVIRONMENT
 from ...tuning_db.record import Record
 from ...tuning_db.shipped import read_lines
 from ...tuning_db.store import TuningDB
@@ -106,7 +107,7 @@ def measured(records: Sequence[Record], minutes: float, cache_dir: str) -> list[
                 found.append(said(record))
                 continue
             if record.key.device not in children:
-                children[record.key.device] = child = Child(0)
+                children[record.key.device] = child = Child(0, env=ENVIRONMENT)
                 stack.callback(child.close)
             found.append(again(record, children[record.key.device], cache_dir,
                                (end - time.monotonic()) / max(todo, 1)))

@@ -41,12 +41,12 @@ def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool,
     """Tiles and blocking; few rows tune the stream of weights, many rows the panels.
 
     Where converting is dear (codes) panels pay from four rows on, where nothing is converted
-    (bfloat16 pairs) from 13 (docs/facts.md). Codes taken by the byte gain from long runs and
-    lose from fetching early.
+    (bfloat16 pairs) from 13, where codes are taken by the byte from 7 (docs/facts.md); the last
+    also gain from long runs and lose from fetching early.
     """
     tile = {16: ("6x4", "4x4", "4x6")}.get(target.lanes, ("3x4", "4x3", "2x4"))
     panel = {16: ("12x2", "8x3", "6x4")}.get(target.lanes, ("6x2", "4x3"))
-    few = 3 if w_dtype in QUANTISED else 12 if pairs else 6
+    few = 3 if w_dtype in QUANTISED and not quarters else 12 if pairs else 6
     panel_rows = (few, *(rows for rows in (3, 6, 12) if rows != few))
     if decode:
         return Space({"tile": tile, "wide": (4,) if quarters else (4, 8),

@@ -15,7 +15,8 @@ from shutil import which
 from ...ops.space import Config
 from ...ops.spec import Operator, Shape
 from ..base import Artifact, Evidence, Examined, Figure, FromLowering, Recipe, Verdict
-from . import artifacts
+from ..child import Child
+from . import artifacts, pages
 from . import limits as measured
 from .levels import LEVELS, Level, host_arch
 
@@ -107,6 +108,10 @@ class CpuTarget(FromLowering):
             return Examined(False, verdict.reason, "L0 described")
         self.build_kernel(op, shape, config)
         return Examined(True, "", "L2 native object")
+
+    def worker(self, memory_gb: float) -> Child:
+        """A process of this very interpreter, in large pages."""
+        return Child(memory_gb, env=pages.ENVIRONMENT)
 
     def recipe(self) -> Recipe:
         """How a child process makes this target again."""

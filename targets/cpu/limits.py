@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import Figure
 from ..child import Child, ChildCrashed, ChildFailed, ChildTimeout
+from .pages import ENVIRONMENT
 
 if TYPE_CHECKING:
     from . import CpuTarget
 
-FORMAT = 2                           # of the cache file, and of the method below
+FORMAT = 3                           # of the cache file, and of the method below
 STREAMS = 8                          # one stream per core reads 15-19 GB/s here, eight 23-26
 CHAINS = 12                          # independent FMAs in flight: latency 4 x 2 ports, and spare
 FMA_STEPS = 500_000                  # 2 ms a run: waking the threads does not count
@@ -37,7 +38,7 @@ def load_or_measure(target: CpuTarget) -> Mapping[str, Figure]:
     data = _cached(path)
     busy = os.getloadavg()[0] > 0.25 * target.threads
     if data is None or data["busy"] and not busy:
-        child = Child()
+        child = Child(env=ENVIRONMENT)
         try:
             data = {**child.call(f"{__name__}:measure", _TIMEOUT_S, threads=target.threads,
                                  arch=target.arch), "busy": busy}
