@@ -72,8 +72,9 @@ def scaled(shape: Shape) -> bool:
     return any(shape.get(name) in ("int8", "float8_e4m3fn") for name in ("a_dtype", "w_dtype"))
 
 
-def tiles(device: str, names: list[str], count: int, seed: int) -> Iterator[Tile]:
-    """Compile `count` of them, two at a time."""
+def tiles(device: str, names: list[str], count: int, seed: int, skip: int = 0
+          ) -> Iterator[Tile]:
+    """Compile `count` of them after the first `skip`, two at a time."""
     from ..targets.ascend.emit import emit
 
     target = targets.load("ascend", unit=device, cache_dir=Path())
@@ -91,7 +92,8 @@ def tiles(device: str, names: list[str], count: int, seed: int) -> Iterator[Tile
 
     with ThreadPoolExecutor(2) as pool:
         waiting = []
-        for op, shape, config, launch in islice(drawn(target, names, seed), count):
+        for op, shape, config, launch in islice(drawn(target, names, seed), skip,
+                                              skip + count):
             made = emit(launch.program, "device")
             waiting.append(pool.submit(verdict, op, shape, config, made.name, made.text,
                                        dict(launch.flags), target.npu))

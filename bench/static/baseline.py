@@ -18,6 +18,7 @@ from .points import (
     point_from_json,
     records_of,
     tasks_of,
+    toolchain_of,
 )
 
 SCHEMA = "expertile-static/1"
@@ -58,7 +59,7 @@ def collect(scope: Scope, workers: int, cache_dir: Path | None = None,
         target = load_target(device, cache_dir)
         records = records_of(target)
         tasks = tasks_of(target, scope.presets, scope.ops, scope.every, records)
-        found[device] = DeviceFacts(target.toolchain(), examine_all(target, tasks, workers, done),
+        found[device] = DeviceFacts(toolchain_of(target), examine_all(target, tasks, workers, done),
                                     coverage(target, tasks, records))
     return Baseline(scope, found)
 

@@ -106,6 +106,13 @@ def load_target(device: str, cache_dir: Path | None) -> Target:
     return targets.load(device, **given)
 
 
+def toolchain_of(target: Target) -> dict[str, str]:
+    """The compiler's versions, and what else here moves its output."""
+    from ...targets.ascend.process import surroundings
+
+    return {**target.toolchain(), **(surroundings() if target.name == "ascend" else {})}
+
+
 class _Watched:
     """A CPU target that remembers which artifacts a lowering asks for."""
 

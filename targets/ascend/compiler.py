@@ -6,15 +6,11 @@ hivmc is no part of that package; module.hivm.opt.mlir, written just before, is 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import resource
 import signal
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +18,7 @@ from pathlib import Path
 
 from .artifact import Artifact, Refused, parse
 from .devices import Device, Family
+from .process import HERE, Run, run_program, run_unseeing
 
 PACKAGE = "ascendnpu-ir"
 # The form that triton-ascend's adapter hands over; the last one doubles what flows through UB, L1.
@@ -29,7 +26,6 @@ BASE_FLAGS: Mapping[str, str] = {
     "enable-hfusion-compile": "true", "enable-hivm-compile": "true",
     "enable-triton-kernel-compile": "true", "enable-auto-multi-buffer": "true"}
 _TIMEOUT_S = 60.0                    # MLA decode takes 2 s on a busy core
-_ADDR_NO_RANDOMIZE = 0x0040000       # personality(2)
 _OVERFLOW = re.compile(r"error: (\w+) overflow, requires (\d+) bits while (\d+) bits available")
 _FALLBACK = re.compile(r"^\[NOTE\] Due to (.*)$", re.M)
 _SWITCHED = re.compile(r"set ([\w-]+) to (\w+)")
@@ -72,52 +68,18 @@ def unusable() -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a program ended."""
-
-    status: int | None               # negative: the signal; None: it ran past its time
-    output: str
-
-
-def run_tool(tool: str, arguments: list[str], timeout_s: float, memory_gb: float) -> Run:
+def run_tool(tool: str, arguments: list[str], timeout_s: float, memory_gb: float,
+             folder: Path | None = None) -> Run:
     """Run a program of the package; it finds no other than the package's.
 
-    A hivmc found by chance would change flags and text.
+    With a `folder` it knows that one as HERE and no other: what it writes then depends on nothing
+    but its input.
     """
     path = tool_path(tool)
     assert path is not None, "ask unusable() first"
-    return run_program(path, arguments, timeout_s, memory_gb, (path.parent,))
-
-
-def run_program(path: Path, arguments: list[str], timeout_s: float, memory_gb: float,
-                search: Sequence[Path], inherit: bool = False) -> Run:
-    """Run a program with limits, without address randomisation; `search` is its PATH.
-
-    With `inherit` it stands before ours, and the rest of our environment goes along.
-    With randomised addresses the order of regions in the workspace of a mix kernel changes from
-    run to run (docs/facts.md): the text would have another hash each time.
-    """
-    libc = ctypes.CDLL(None)         # opened here: nothing may be allocated between fork and exec
-    limit = int(memory_gb * 2**30)
-    folders = [*map(str, search), *os.get_exec_path()] if inherit else map(str, search)
-    env = {**(os.environ if inherit else {}), "PATH": os.pathsep.join(folders)}
-
-    def prepare() -> None:
-        libc.personality(_ADDR_NO_RANDOMIZE)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    process = subprocess.Popen(
-        [str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, env=env, preexec_fn=prepare, start_new_session=True)
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return Run(None, "")
-    return Run(process.returncode, output.decode(errors="replace"))
+    if folder is None:
+        return run_program(path, arguments, timeout_s, memory_gb, (path.parent,))
+    return run_unseeing(path, arguments, timeout_s, memory_gb, folder)
 
 
 def compile_module(module: str, device: Device, flags: Mapping[str, str] | None = None,
@@ -133,13 +95,13 @@ def compile_module(module: str, device: Device, flags: Mapping[str, str] | None 
         return Refused(why, "build_error")
     wanted = {**BASE_FLAGS, **(flags or {})}
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "kernel.mlir"
-        source.write_text(module)
+        (Path(scratch) / "kernel.mlir").write_text(module)
         run = run_tool(_COMPILERS[device.family], [
-            f"--target={device.name}", *(f"--{name}={value}" for name, value in wanted.items()),
+            f"--target={device.name}",
+            *(f"--{name}={value}" for name, value in sorted(wanted.items())),
             "--mlir-disable-threading",            # same text, no slower, and no pool of threads
-            f"--save-temps={scratch}", str(source), "-o", str(Path(scratch) / "kernel.o")],
-            timeout_s, memory_gb)
+            f"--save-temps={HERE}", f"{HERE}/kernel.mlir", "-o", f"{HERE}/kernel.o"],
+            timeout_s, memory_gb, Path(scratch))
         built = Path(scratch) / "module.hivm.opt.mlir"
         text = built.read_text() if built.is_file() else ""
     if run.status is None or run.status < 0 or not text:

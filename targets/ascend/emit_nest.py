@@ -137,7 +137,7 @@ class Nests:
         inputs, types = [], []
         for factor, want in zip(factors, ((dims[0], inner), (inner, dims[1])), strict=True):
             value = tiles.value(factor)
-            if value.type == FP8 and text.mode == "cpu":
+            if value.type in FP8 and text.mode == "cpu":
                 value = decode(text, value, tiles.nest.shape(value.dims))
             inputs.append(tiles.fit(value, want))
             types.append(text.tensor(tiles.nest.shape(want), value.type))

@@ -10,10 +10,11 @@ Mode = Literal["device", "cpu"]
 
 # TVM's dtype -> MLIR's element type; the NPU's integers are signed.
 ELEMENTS = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "int8": "i8", "int16": "i16",
-            "int32": "i32", "int64": "i64", "bool": "i1", "float8_e4m3fn": "f8E4M3FN"}
-FP8 = "f8E4M3FN"
-WIDTHS = {"f16": 16, "bf16": 16, "f32": 32, FP8: 8, "i1": 1, "i8": 8, "i16": 16, "i32": 32,
-          "i64": 64}
+            "int32": "i32", "int64": "i64", "bool": "i1", "float8_e4m3fn": "f8E4M3FN",
+            "float8_e5m2": "f8E5M2"}
+E4M3, E5M2 = FP8 = ("f8E4M3FN", "f8E5M2")
+WIDTHS = {"f16": 16, "bf16": 16, "f32": 32, E4M3: 8, E5M2: 8, "i1": 1, "i8": 8, "i16": 16,
+          "i32": 32, "i64": 64}
 Size = int | str                     # a number, or the SSA name of an index
 
 
@@ -93,7 +94,7 @@ class Text:
 
     def physical(self, kind: str) -> str:
         """The type as written: bytes stand for fp8 on the CPU, which has no such type."""
-        return "i8" if kind == FP8 and self.mode == "cpu" else kind
+        return "i8" if kind in FP8 and self.mode == "cpu" else kind
 
     def tensor(self, shape: Sequence[Size], kind: str) -> str:
         """A tensor type."""

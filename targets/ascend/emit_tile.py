@@ -170,7 +170,7 @@ class Tiles:
 
     def _filler(self, other: Any, kind: str) -> str:
         physical = self.text.physical(kind)
-        if kind == FP8 and float(getattr(other, "value", 1)) != 0.0:
+        if kind in FP8 and float(getattr(other, "value", 1)) != 0.0:
             raise CannotEmit(f"an fp8 tile is filled with 0 only, got {other}")
         return self.scalars.number(other, kind) if physical == kind else self.text.constant(0, "i8")
 
@@ -188,11 +188,11 @@ class Tiles:
             return value
         # the cube's own store narrows its float32 results for nothing
         self.vector = self.vector or on_vector or to not in ("f16", "bf16")
-        if text.mode == "cpu" and FP8 in (kind, to):
+        if text.mode == "cpu" and (kind in FP8 or to in FP8):
             shape = self.nest.shape(value.dims)
-            if kind == FP8:
+            if kind in FP8:
                 return self.cast(decode(text, value, shape), to, rounded)
-            return encode(text, self.cast(value, "f32"), shape)
+            return encode(text, self.cast(value, "f32"), shape, to)
         before = self.type(value)
         after = text.tensor(self.nest.shape(value.dims), to)
         if rounded:

@@ -21,6 +21,7 @@ from .compiler import compile_module
 from .devices import Device
 from .launches import Launch, record
 from .model import model, total_us, typical, unmodelled
+from .process import surroundings
 from .symbols import missing_symbols
 
 if TYPE_CHECKING:
@@ -108,4 +109,5 @@ def path_of(target: AscendTarget, op: Operator, shape: Shape, config: Config) ->
 @cache
 def _judge() -> str:
     here = Path(__file__).parent     # the model reads the text with the simulator's parser
-    return examination.code_hash([*here.glob("*.py"), here / "simulator" / "parse.py"])
+    code = examination.code_hash([*here.glob("*.py"), here / "simulator" / "parse.py"])
+    return " ".join((code, *surroundings().values()))

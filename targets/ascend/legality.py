@@ -24,7 +24,11 @@ _RESULT = re.compile(r"^(%\w+) = ([\w.]+)")
 _TENSOR = re.compile(r"tensor<([0-9x]+)x(\w+)>")
 _LOADED = re.compile(r"to_tensor (%\w+) restrict writable : memref<([0-9x]+)x(\w+)>")
 _APART = re.compile(r"sizes: \[.*?(\w+)\], strides: \[(?:.*, )?(\w+)\]")
-_BLOCK = 32                          # bytes that an element takes that is fetched by itself
+# An element that is fetched by itself takes a block of 32 bytes; and 15 such tiles were needed
+# where 12 live at once (mla_kv_append's rotation).
+_BLOCK = 40
+_ALLOC = re.compile(r"^(%\w+) = memref\.alloc\(\)")
+_PART = re.compile(r"memref\.subview (%\w+)\[")
 _NAME = re.compile(r"%\w+")
 _CARRIED = re.compile(r"(%\w+) = (%\w+)")
 _NO_BUFFER = ("tensor.empty", "tensor.extract_slice", "tensor.collapse_shape",
@@ -39,6 +43,9 @@ class _Tile:
     first: int                       # line
     last: int
     spaces: set[Space] = field(default_factory=set)
+    dims: str = ""                   # "16x32"
+    apart: bool = False              # loaded so that each element stands in a block of its own
+    gathered: bool = False           # row by row, which the vector cores do, for a product too
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ def fit(text: str, device: Device) -> Fit:
 def live_bytes(text: str) -> dict[Space, int]:
     """The most bytes of tiles that are alive at once, for each space."""
     tiles = _tiles(text.splitlines())
+    apart = {t.dims for t in tiles if t.apart}
+    for tile in tiles:               # what meets such a tile is laid out like it
+        if tile.dims in apart and tile.spaces == {"ub"}:
+            tile.size = max(tile.size, _BLOCK * _elements(tile.dims))
     found: dict[Space, int] = {"ub": 0}
     spaces: tuple[Space, ...] = ("ub", "cbuf", "cc")
     for space in spaces[1:] if 'mix_mode = "aic"' in text else spaces:   # casts go with the store
@@ -84,6 +95,8 @@ def _tiles(lines: list[str]) -> list[_Tile]:
     alias: dict[str, str] = {}
     loops: list[int] = []
     apart = False                    # whether what is being loaded comes element by element
+    allocated: dict[str, int] = {}   # memref -> line
+    gathered: set[str] = set()
     ends = _loop_ends(lines)
 
     def root(name: str) -> str:
@@ -110,12 +123,15 @@ def _tiles(lines: list[str]) -> list[_Tile]:
                                           strict=False):
                 alias[result] = root(start)
             continue
+        if alloc := _ALLOC.match(line):
+            allocated[alloc[1]] = i
+        if (part := _PART.search(line)) and loops and loops[-1] > allocated.get(part[1], i):
+            gathered.add(part[1])
         if view := _APART.search(line):
             apart |= view[1] != "1" and view[2] != "1"
         if loaded := _LOADED.search(line):
-            size = _bytes(loaded[2], loaded[3])
             tiles[made[1] if made else ""] = _Tile(
-                size * _BLOCK * 8 // _BITS[loaded[3]] if apart else size, i, i, {"ub"})
+                _bytes(loaded[2], loaded[3]), i, i, {"ub"}, loaded[2], apart, loaded[1] in gathered)
             apart = False
             continue
         if not made or made[1] in alias:
@@ -133,7 +149,7 @@ def _note(line: str, i: int, name: str, what: str, used: list[str], tiles: dict[
             alias[name] = used[1]    # part of a tile, or the same bytes
         return
     dims, element = types[-1]
-    tile = _Tile(_bytes(dims, element), i, i)
+    tile = _Tile(_bytes(dims, element), i, i, dims=dims)
     if what == "linalg.matmul":
         m, n = (-(-int(d) // _FRACTAL) * _FRACTAL for d in dims.split("x"))
         tile.size = 4 * m * n
@@ -141,7 +157,8 @@ def _note(line: str, i: int, name: str, what: str, used: list[str], tiles: dict[
         for operand in used[1:3]:
             if operand in tiles:
                 tiles[operand].spaces.add("cbuf")
-                tiles[operand].spaces.discard("ub")
+                if not tiles[operand].gathered:
+                    tiles[operand].spaces.discard("ub")
         if used[3] in tiles and "cc" in tiles[used[3]].spaces:
             alias[name] = used[3]
             return
@@ -163,7 +180,11 @@ def _note(line: str, i: int, name: str, what: str, used: list[str], tiles: dict[
 
 
 def _bytes(dims: str, element: str) -> int:
-    return (prod(int(d) for d in dims.split("x")) * _BITS[element] + 7) // 8
+    return (_elements(dims) * _BITS[element] + 7) // 8
+
+
+def _elements(dims: str) -> int:
+    return prod(int(d) for d in dims.split("x"))
 
 
 def _loop_ends(lines: list[str]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from expertile.bench.static.points import (
     examine,
     load_target,
     tasks_of,
+    toolchain_of,
 )
+from expertile.targets.ascend import process
 
 GOOD = Kernel("gemm", opcode_hash="a", task_type="mix",
               memory={"ub": 36864, "l1": 73728, "l0c": 8192}, workspace_bytes=65536,
@@ -68,6 +71,19 @@ def test_the_wheel_is_named_when_only_it_moved() -> None:
     told = files.compare(base, head)
     assert [(f.severity, f.rule, f.cause) for f in told] == [("info", "compiler", "the compiler")]
     assert WHEEL in told[0].text
+
+
+def test_what_moves_the_compilers_output_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a mix kernel: the libc, and addresses where they cannot be fixed."""
+    target = load_target("ascend910b3", None)
+    fixed = {**target.toolchain(), "libc": " ".join(platform.libc_ver())}
+    assert fixed["libc"].startswith("glibc 2.")
+    monkeypatch.setattr(process, "fixed_addresses", lambda: True)
+    assert toolchain_of(target) == fixed
+    monkeypatch.setattr(process, "fixed_addresses", lambda: False)
+    assert toolchain_of(target) == {**fixed, "addresses": "random"}
+    gpu = load_target("sm_90", None)
+    assert toolchain_of(gpu) == gpu.toolchain()
 
 
 def test_the_file_keeps_a_memory_plan(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.targets.data.ascend import kernels
 
 pytest.importorskip("ascendnpuir", reason="the compiler is not installed: expertile[ascend]")
 
-from expertile.targets.ascend import compiler, symbols
+from expertile.targets.ascend import compiler, process, symbols
 from expertile.targets.ascend.artifact import Artifact, Refused, target_spec
 from expertile.targets.ascend.devices import DEVICES, aliases, find
 
@@ -140,7 +140,7 @@ def test_limits_of_time_and_memory() -> None:
 
 def test_a_killed_compiler_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    popen = compiler.subprocess.Popen
+    popen = process.subprocess.Popen
 
     def record(*args: object, **kwargs: object) -> object:
         started.append(popen(*args, **kwargs))
@@ -151,7 +151,7 @@ def test_a_killed_compiler_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None
             time.sleep(0.001)
         os.kill(started[0].pid, signal.SIGKILL)
 
-    monkeypatch.setattr(compiler.subprocess, "Popen", record)
+    monkeypatch.setattr(process.subprocess, "Popen", record)
     thread = threading.Thread(target=kill)
     thread.start()
     answer = refused(compiler.compile_module(MLA, A2))

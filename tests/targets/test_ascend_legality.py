@@ -7,8 +7,11 @@ import pytest
 pytest.importorskip("ascendnpuir", reason="needs expertile[ascend]")
 pytest.importorskip("tvm", reason="needs expertile[ascend]")
 
+from expertile import ops, targets
 from expertile.bench import ascend_tiles
+from expertile.ops.models import Load, preset
 from expertile.targets.ascend.devices import find
+from expertile.targets.ascend.emit import emit
 from expertile.targets.ascend.legality import fit, live_bytes
 from tests.targets.data.ascend import kernels
 
@@ -32,3 +35,24 @@ def test_a_products_tiles_are_counted() -> None:
     assert not verdict.fits and verdict.reason == "cc may overflow: up to 2097152 of 1048576 bits"
     assert fit(kernels.gemm(512, 512, 256, 256, 64), find("950pr_9599")).fits
     assert fit(kernels.gemm(512, 1024, 128, 256, 64), DEVICE).reason == ""
+
+
+def fits(op_name: str, shape: dict[str, object], config: dict[str, object]) -> bool:
+    op, target = ops.load(op_name), targets.load("ascend910b3")
+    full = {**next(s for s in op.shapes(preset("v3"), Load()) if s.items() >= shape.items())}
+    launch = target.launches(op, full, {**target.space(op, full).default(), **config})[0]
+    return fit(emit(launch.program, "device").text, DEVICE).fits
+
+
+def test_rows_that_are_gathered_for_a_product_stand_in_ub_too() -> None:
+    """256 cached rows: refused with 2234368 of 1572864 bits."""
+    cache: dict[str, object] = {"kv_dtype": "bfloat16"}
+    assert fits("mla_decode", cache, {"block_h": 16, "block_n": 64})
+    assert not fits("mla_decode", cache, {"block_h": 16, "block_n": 256})
+
+
+def test_what_meets_elements_that_stand_apart_stands_apart() -> None:
+    """Pairs of a rotation are fetched one by one: 16 rows were refused, 1966080 of 1572864 bits."""
+    cache: dict[str, object] = {"cache": "bfloat16"}
+    assert fits("mla_kv_append", cache, {"rows": 8})
+    assert not fits("mla_kv_append", cache, {"rows": 16})

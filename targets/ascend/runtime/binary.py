@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from ...base import BuildError
 from ..artifact import Refused
-from ..compiler import BASE_FLAGS, refusal, run_program, tool_path
+from ..compiler import BASE_FLAGS, refusal, tool_path
 from ..devices import Device
+from ..process import run_program
 from .arguments import Kind, layout, name_of
 from .cann import INSTALL, Cann, NoCann
 
