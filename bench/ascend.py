@@ -1,6 +1,7 @@
 """The long proofs of the Ascend target, none on an NPU: `python -m expertile.bench.ascend WHAT`.
 
     configs --count 200              random configs of every operator: MLIR on this CPU = reference
+    configs --dtype float16 --op gemm_nt     of one dtype only
     configs --simulate --count 20    what the compiler made of random configs, in the simulator:
                                      each one that is not right is a false alarm or a bug
     mutations --each 6               corrupted modules: does the simulator notice
@@ -33,7 +34,7 @@ def _configs(args: argparse.Namespace) -> bool:
         for name in ascend_configs.wanted(args.op):
             found = ascend_configs.tally(name, args.device, args.count, args.seed,
                                          "simulate" if args.simulate else "emulate",
-                                         Path(scratch), args.skip)
+                                         Path(scratch), args.skip, args.dtype)
             print(f"{name}: {found.right} right, {len(found.wrong)} wrong, {len(found.refused)} "
                   f"refused, {len(found.unknown)} not modelled, {found.seconds:.0f} s", flush=True)
             for line in (*found.wrong, *found.unknown):
@@ -47,7 +48,8 @@ def _configs(args: argparse.Namespace) -> bool:
 def _mutations(args: argparse.Namespace) -> bool:
     total: Counter[tuple[str, str]] = Counter()
     missed = []
-    for number, module in enumerate(ascend_corrupt.MODULES):
+    for number in args.module or range(len(ascend_corrupt.MODULES)):
+        module = ascend_corrupt.MODULES[number]
         seen, not_seen = ascend_corrupt.count((number,), args.each, args.seed)
         total += seen
         missed += not_seen
@@ -69,7 +71,8 @@ def _mutations(args: argparse.Namespace) -> bool:
 
 def _tiles(args: argparse.Namespace) -> bool:
     seen: Counter[str] = Counter()
-    for t in ascend_tiles.tiles(args.device, ascend_configs.wanted(args.op), args.count, args.seed):
+    for t in ascend_tiles.tiles(args.device, ascend_configs.wanted(args.op), args.count, args.seed,
+                                args.skip):
         said = ascend_tiles.said_fits(t)
         verdict = "accepted" if t.accepted else f"refused ({t.space})" if t.space else "error"
         seen[f"model says {'fits' if said else 'may not fit'}, compiler {verdict}"] += 1
@@ -95,17 +98,20 @@ def main() -> None:
         made.add_argument("--device", default="910b3")
         made.add_argument("--count", type=int, default=count)
         made.add_argument("--seed", type=int, default=0)
+        made.add_argument("--skip", type=int, default=0, help="draws before the first: in parts")
         made.add_argument("--json", action="store_true")
         return made
 
     configs = command("configs", _configs, 200)
     configs.add_argument("--simulate", action="store_true")
-    configs.add_argument("--skip", type=int, default=0, help="draws before the first: in parts")
+    configs.add_argument("--dtype", help="only shapes with it: float16")
     command("tiles", _tiles, 500)
     mutate = what.add_parser("mutations")
     mutate.set_defaults(run=_mutations)
     mutate.add_argument("--each", type=int, default=6, help="of every kind and module")
     mutate.add_argument("--seed", type=int, default=1)
+    mutate.add_argument("--module", type=int, action="append", default=[],
+                        choices=range(len(ascend_corrupt.MODULES)), help="again for more; all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     sys.exit(0 if args.run(args) else 1)

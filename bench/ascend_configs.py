@@ -33,10 +33,17 @@ class Tally:
     seconds: float
 
 
-def draws(target: AscendTarget, op: Operator, seed: int) -> Iterator[tuple[Shape, Config]]:
-    """Different (shape, config) of an operator: its small odd shapes first, then drawn ones."""
+def draws(target: AscendTarget, op: Operator, seed: int, dtype: str | None = None
+          ) -> Iterator[tuple[Shape, Config]]:
+    """Different (shape, config) of an operator: its small odd shapes first, then drawn ones.
+
+    Only those with an operand of a dtype where one is given.
+    """
     pick, seen = random.Random(f"{op.name} {seed}"), set()
-    spaces = [(shape, list(target.space(op, shape))) for shape in op.odd_shapes]
+    spaces = [(shape, list(target.space(op, shape))) for shape in op.odd_shapes
+              if dtype is None or dtype in shape.values()]
+    if not spaces:
+        raise ValueError(f"{op.name} has no odd shape with {dtype}")
     for i in range(100_000):
         shape, space = spaces[i % len(spaces)]
         if i >= 2 * len(spaces) and pick.random() < 0.5:
@@ -66,7 +73,7 @@ def _is_bound(op: Operator, axis: str) -> bool:
 
 
 def tally(op_name: str, device: str, count: int, seed: int, mode: Mode, cache_dir: Path,
-          skip: int = 0) -> Tally:
+          skip: int = 0, dtype: str | None = None) -> Tally:
     """Try `count` configs of an operator after the first `skip`, each on two of its calls."""
     began = time.monotonic()
     op = ops.load(op_name)
@@ -74,7 +81,7 @@ def tally(op_name: str, device: str, count: int, seed: int, mode: Mode, cache_di
     assert isinstance(target, AscendTarget)
     right = 0
     wrong, refused, unknown = list[str](), list[str](), list[str]()
-    drawn = enumerate(islice(draws(target, op, seed), skip + 4 * count))
+    drawn = enumerate(islice(draws(target, op, seed, dtype), skip + 4 * count))
     for number, (shape, config) in islice(drawn, skip, None):
         if right + len(wrong) + len(unknown) == count:
             break

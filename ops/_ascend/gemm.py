@@ -1,11 +1,12 @@
 """a @ b.T by tiles: what GEMM programs share. Products run on the cube, casts on the vector cores.
 
 Operands become what the cube multiplies: float32 if any operand is (or if a float32 result hangs on
-scaled weights); the codes themselves where both are e4m3, as e4m3 or exact in float16; else
-bfloat16 with the weights' scales applied: that rounds each scaled weight to 8 bits, as a conversion
-at load would. Products of codes are scaled block by block of K in float32 (DeepSeek-V3 report,
-section 3.3.2). Two int8 operands are multiplied as int8 and summed in int32; int8 with one scale
-for all of K is scaled once, after the last product, and loses nothing as bfloat16 (8 bits).
+scaled weights); the codes themselves where both are e4m3, as e4m3 or exact in float16; float16
+where an operand is, codes beside it exact; else bfloat16 with the weights' scales applied: that
+rounds each scaled weight to 8 bits, as a conversion at load would. Products of codes are scaled
+block by block of K in float32 (DeepSeek-V3 report, section 3.3.2). Two int8 operands are multiplied
+as int8 and summed in int32; int8 with one scale for all of K is scaled once, after the last
+product, and loses nothing as bfloat16 (8 bits).
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class Gemm:
     block_m: int
     block_n: int
     block_k: int
+    native: bool = False             # the device has e4m3
 
     @property
     def promoted(self) -> bool:
         """Whether scales apply to products, not to operands."""
-        return self.a == self.w and self.a in QUANTISED
+        both = self.a == self.w and self.a in QUANTISED
+        return both or (self.compute == "float16" and is_scaled(self.a, self.w))
 
     @property
     def late(self) -> bool:
@@ -63,8 +66,9 @@ class Gemm:
 
     @property
     def unit(self) -> float:
-        """What a product of codes must be multiplied by: float16 holds each divided by 256."""
-        return 65536.0 if self.compute == "float16" else 1.0
+        """What a product must be multiplied by: `decoded` e4m3 is divided by 256."""
+        decoded = self.compute == "float16" and not self.native
+        return 256.0 ** (self.a, self.w).count(FP8) if decoded else 1.0
 
     @property
     def ragged_k(self) -> bool:
@@ -76,7 +80,11 @@ def compute_of(target: AscendTarget, shape: Shape) -> str:
     """What the cube multiplies."""
     a, w, out = str(shape["a_dtype"]), str(shape["w_dtype"]), str(shape["out_dtype"])
     exact = one_scale_for_k(a, w, int(shape["block_k"]), int(shape["k"]))
-    if "float32" in (a, w) or (out == "float32" and is_scaled(a, w) and a != w and not exact):
+    if "float32" in (a, w):
+        return "float32"
+    if "float16" in (a, w):
+        return "float16"
+    if out != "bfloat16" and is_scaled(a, w) and a != w and not exact:
         return "float32"
     if a == w == INT8:
         return INT8
@@ -97,10 +105,10 @@ def one_scale_for_k(a: str, w: str, scale_k: int, k: int) -> bool:
 
 def gemm_of(target: AscendTarget, shape: Shape, config: Config) -> Gemm:
     """The product of a shape with a config's tiles."""
+    block_m, block_n, block_k = (int(config[b]) for b in ("block_m", "block_n", "block_k"))
     return Gemm(int(shape["n"]), int(shape["k"]), str(shape["a_dtype"]), str(shape["w_dtype"]),
                 str(shape["out_dtype"]), int(shape["block_n"]), int(shape["block_k"]),
-                compute_of(target, shape), *(int(config[b]) for b in ("block_m", "block_n",
-                                                                      "block_k")))
+                compute_of(target, shape), block_m, block_n, block_k, target.fp8 == "native")
 
 
 def tile_space(target: AscendTarget, shape: Shape, rows: int) -> Space:
@@ -126,7 +134,8 @@ def tile_space(target: AscendTarget, shape: Shape, rows: int) -> Space:
     return Space(
         {"block_m": tuple(heights), "block_n": tuple(widths), "block_k": tuple(depths),
          "double_buffer": (True, False), "workspace_buffers": (2, 1, 4)},
-        lambda c: compute != "bfloat16" or scaled or c["workspace_buffers"] == 2)
+        lambda c: compute not in ("bfloat16", "float16") or scaled
+        or c["workspace_buffers"] == 2)
 
 
 def _dividing(sizes: list[int], block: int) -> list[int]:
@@ -204,7 +213,9 @@ def product(k: Kernel, g: Gemm, t: Operands, row: Callable[[Any], Any], count: A
             value = _scaled(k, g, part, scale_a, scale_b, count, columns, one_scale)
             k.put(acc, lambda i, j: acc[i, j] + value(i, j))
     if not g.late:
-        return acc
+        if t.a_scale is not None or g.unit == 1.0:
+            return acc
+        return k.new((g.block_m, g.block_n), "float32", lambda i, j: acc[i, j] * T.float32(g.unit))
     value = _scaled(k, g, acc, *scales_at(0), count, columns, one_scale)
     return k.new((g.block_m, g.block_n), "float32", value)
 
@@ -253,9 +264,9 @@ def _operand(k: Kernel, g: Gemm, dtype: str, tensor: Any, row: Callable[[Any], A
         raw = k.new(shape, held, lambda i, c: tensor[row(i), first + c], there)
     if dtype == g.compute:
         return raw
-    if g.promoted:
+    if g.promoted and dtype == FP8 and held != FP8:
         return decoded(k, shape, lambda i, c: raw[i, c], "float16")
-    if dtype == INT8 and g.late and g.compute != "float32":
+    if g.promoted or (dtype == INT8 and g.late and g.compute != "float32"):
         wide = k.new(shape, "float32", lambda i, c: T.Cast("float32", raw[i, c]))
         return k.new(shape, g.compute, lambda i, c: T.Cast(g.compute, wide[i, c]))
     if dtype not in QUANTISED or g.late:

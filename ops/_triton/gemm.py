@@ -43,8 +43,8 @@ from .gemm_space import fits_int32, options
 if TYPE_CHECKING:
     from ...targets.base import GridTarget
 
-KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float8_e4m3fn: "fp8",
-         torch.int8: "int8"}
+KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16",
+         torch.float8_e4m3fn: "fp8", torch.int8: "int8"}
 Modes = dict[str, str | bool]
 
 
@@ -57,7 +57,8 @@ def modes(target: GridTarget, a: torch.dtype, b: torch.dtype, out: torch.dtype, 
     the scales are applied before the dot, which is then a float32 one. "late": int8 with one scale
     for all of K, applied once to the sum; two int8 operands are summed in int32, without error.
     FP8 pairs are multiplied as FP8 where the device does, but for float32 results: Hopper's FP8
-    matrix unit keeps 14 bits of a sum (same section). "f16" holds e4m3 exactly, "bf16" int8.
+    matrix unit keeps 14 bits of a sum (same section). "f16" holds e4m3 and int8 exactly, "bf16"
+    too: codes meet plain numbers of 16 bits in their dtype.
     """
     kinds = KINDS[a], KINDS[b]
     aligned = scale_k % block_k == 0
@@ -75,7 +76,7 @@ def modes(target: GridTarget, a: torch.dtype, b: torch.dtype, out: torch.dtype, 
     elif kinds == ("int8", "int8"):
         dot = "int8"
     else:
-        dot = "bf16"
+        dot = "f16" if "f16" in kinds else "bf16"
     return {"A": kinds[0], "B": kinds[1], "DOT": dot, "SCALES": scales, "FP8": target.fp8,
             "PRECISION": precision}
 
@@ -120,6 +121,8 @@ def operand(tile, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
             return tile.to(tl.float32)
         elif KIND == "int8" and DOT == "bf16":
             return tile.to(tl.bfloat16)
+        elif KIND == "int8" and DOT == "f16":
+            return tile.to(tl.float16)
         else:
             return tile
     elif DOT == "fp8":
@@ -153,6 +156,15 @@ def lost(DOT: tl.constexpr, FP8: tl.constexpr):
 
 
 @triton.jit
+def scale_of_codes(scale, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
+    """The scale of codes that are multiplied with plain numbers."""
+    if KIND == "fp8" and DOT == "f16" and FP8 != "native":
+        return scale * 256.0
+    else:
+        return scale
+
+
+@triton.jit
 def tile_scale(scale, offsets, there, ONE: tl.constexpr):
     """The scale of every row at one K tile: a scalar, or a vector."""
     if ONE or there is None:
@@ -183,8 +195,10 @@ def scaled(part, x_scale, x_scales, x_there, y_scale, y_scales, y_there, X_ONE: 
         else:
             return part * (sx * lost(DOT, FP8))[:, None] * sy[None, :]
     elif X_CODES:
+        sx = scale_of_codes(sx, X, DOT, FP8)
         return part * (sx if X_ONE else sx[:, None])
     else:
+        sy = scale_of_codes(sy, Y, DOT, FP8)
         return part * (sy if Y_ONE else sy[None, :])
 
 

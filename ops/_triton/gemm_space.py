@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...targets.base import GridTarget
 
 FP8, INT8 = "float8_e4m3fn", "int8"
-BYTES = {"float32": 4, "bfloat16": 2, FP8: 1, INT8: 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, FP8: 1, INT8: 1}
 
 
 def fits_int32(k: int) -> bool:
@@ -54,8 +54,8 @@ class Gemm:
 
     @property
     def decoding(self) -> bool:
-        """Whether codes become bfloat16 on their way to the dot."""
-        return self.a == "bfloat16" and self.w in (FP8, INT8)
+        """Whether codes become numbers of 16 bits on their way to the dot."""
+        return self.a in ("bfloat16", "float16") and self.w in (FP8, INT8)
 
     def loaded(self, config: Config) -> int:
         """Bytes of the operands' tiles in one pipeline stage."""

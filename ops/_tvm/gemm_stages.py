@@ -197,6 +197,10 @@ class Plan:
         """The item's rows."""
         return self.buffer[_HEADER + 3 * item + 2]
 
+    def span(self, item: Expr) -> tuple[Expr, Expr]:
+        """The item's first row and how many there are."""
+        return self.first(item), self.count(item)
+
     def row(self, position: Expr) -> Expr:
         """The row that the sort put there."""
         return self.buffer[self._rows + position]

@@ -177,6 +177,8 @@ def _float_lines(lanes: int, dtype: str, d: int) -> tuple[list[str], list[str]]:
     if dtype == "bfloat16":
         return [f"%x{d}_0 = shl {v} %o{d}, {_splat(lanes, 16)}",
                 f"%x{d}_1 = and {v} %o{d}, {_splat(lanes, -65536)}"], [f"x{d}_0", f"x{d}_1"]
+    if dtype == "float16":
+        return _half_lines(lanes, d), [f"x{d}_0", f"x{d}_1"]
     lines, names = [], []
     power = "<" + ", ".join(["float 0x4770000000000000"] * lanes) + ">"      # 2^120
     for i in range(4):
@@ -193,6 +195,17 @@ def _float_lines(lanes: int, dtype: str, d: int) -> tuple[list[str], list[str]]:
         lines += [f"%{n}f = fmul {f} %{n}e, %scale", f"%{n} = bitcast {f} %{n}f to {v}"]
         names.append(n)
     return lines, names
+
+
+def _half_lines(lanes: int, d: int) -> list[str]:
+    """%x{d}_0 and %x{d}_1: float32 of the lower and upper float16 of dword %o{d}."""
+    v, lines = f"<{lanes} x i32>", [f"%x{d}_1d = lshr <{lanes} x i32> %o{d}, {_splat(lanes, 16)}"]
+    for name, of in ((f"x{d}_0", f"o{d}"), (f"x{d}_1", f"x{d}_1d")):
+        lines += [f"%{name}s = trunc {v} %{of} to <{lanes} x i16>",
+                  f"%{name}h = bitcast <{lanes} x i16> %{name}s to <{lanes} x half>",
+                  f"%{name}f = fpext <{lanes} x half> %{name}h to <{lanes} x float>",
+                  f"%{name} = bitcast <{lanes} x float> %{name}f to {v}"]
+    return lines
 
 
 def _pair_lines(dtype: str, d: int) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 
 from .emit import Buffer, Expr, local, put, scope
 from .fp8 import floats, magnitude_bits
-from .gemm_stages import Plan, each_row
+from .gemm_stages import each_row
 from .tiles import FP8, Tiles
 
 CODES = 4                            # in a dword
@@ -64,6 +64,11 @@ def functions(lanes: int) -> str:
                       f"<{CODES * lanes} x i32> <{order}>", f"ret {many} %r", "}"])
 
 
+def byte_functions(*gemms: Tiles) -> tuple[str, ...]:
+    """What those of some GEMMs call that take codes by the byte."""
+    return next(((functions(g.lanes),) for g in gemms if g.quarters), ())
+
+
 def _splat(lanes: int, bits: int, value: int) -> str:
     return "<" + ", ".join([f"i{bits} {value}"] * lanes) + ">"
 
@@ -74,13 +79,18 @@ def serves(dtype: str, lanes: int, k: int, block_k: int, pairs: bool) -> bool:
     return dtype == FP8 and not pairs and lanes >= 8 and not (k % run or min(block_k, k) % run)
 
 
-def prepare(g: Tiles, plan: Plan, X: Buffer, x_row: Callable[[Expr], Expr], few: Few) -> None:
-    """Order the rows of all items that are streamed: X[x_row(position)] to few's position."""
-    def item(i: Expr) -> None:
-        with T.If(plan.count(i) <= g.panel_rows), T.Then(), T.serial(plan.count(i)) as r:
-            _row(g, X, x_row(plan.first(i) + r), few, plan.first(i) + r)
+def prepare(g: Tiles, items: Expr, span: Callable[[Expr], tuple[Expr, Expr]], X: Buffer,
+            x_row: Callable[[Expr], Expr], few: Few) -> None:
+    """Order the rows of all items that are streamed: X[x_row(position)] to few's position.
 
-    each_row(plan.items, g.panel_rows * g.k, item)
+    span(item) is its first position and the number of its rows.
+    """
+    def item(i: Expr) -> None:
+        first, count = span(i)
+        with T.If(count <= g.panel_rows), T.Then(), T.serial(count) as r:
+            _row(g, X, x_row(first + r), few, first + r)
+
+    each_row(items, g.panel_rows * g.k, item)
 
 
 def _row(g: Tiles, X: Buffer, row: Expr, few: Few, to: Expr) -> None:

@@ -27,7 +27,7 @@ from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
 from .._tvm.int8_moe import bind_moe, lower_moe
 from .._tvm.llvm import functions, importing
-from .._tvm.quarters import Few, prepare
+from .._tvm.quarters import Few, byte_functions, prepare
 from .._tvm.tiles import takes_pairs, tiles
 from ..gemm_nt.tvm import scales_of, weights_of
 from ..space import Config, Space
@@ -93,7 +93,7 @@ class _Moe:
         """H[sorted row] = silu(gate) * up of the row's token."""
         g = self.up
         if g.quarters:
-            prepare(g, plan, X, lambda r: plan.row(r) // self.top_k, few)
+            prepare(g, plan.items, plan.span, X, lambda r: plan.row(r) // self.top_k, few)
 
         def task(item: Any, chunk: Any) -> None:
             with scope("up"):
@@ -113,7 +113,7 @@ class _Moe:
         """Y[pair] = H[sorted row] . W2 of its expert."""
         g, few = self.down, Few(H, factors)
         if g.quarters:
-            prepare(g, plan, H, lambda r: r, few)
+            prepare(g, plan.items, plan.span, H, lambda r: r, few)
 
         def task(item: Any, chunk: Any) -> None:
             with scope("down"):
@@ -163,8 +163,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         plan = Plan(PLAN, tokens * top_k)
         plan.sort(lambda p: IDS[p // top_k, p % top_k], tokens * top_k, e, m.up.rows)
         m.widen(X, HIDDEN, tokens)
-        by_byte = [quarters.functions(m.lanes)] if m.up.quarters or m.down.quarters else []
-        with importing(*functions(m.up), *by_byte):
+        with importing(*functions(m.up), *byte_functions(m.up, m.down)):
             m.gemm_up(plan, X, W1, S1, H, Few(Y, F))
             m.gemm_down(plan, H, W2, S2, Y, F)
         m.add_up(Y, WEIGHTS, IDS, OUT, tokens)

@@ -1,4 +1,7 @@
-"""a @ b.T for plain or block-scaled FP8 or int8 operands, accumulated in float32."""
+"""a @ b.T for plain or block-scaled FP8 or int8 operands, accumulated in float32.
+
+float16 results beyond 65504 become infinite, as torch's do: a cast of the float32 sum.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ..models import Load, ModelDims
 from ..numerics import as_dtype, dtype_name
 from ..spec import Args, Operator, Outputs, Shape, Work
 from .operand import (
+    FLOATS,
     INT8,
     RTOL,
     activation_dtypes,
@@ -18,7 +22,7 @@ from .operand import (
     check_block,
     check_operand,
     check_out_dtype,
-    check_same_codes,
+    check_together,
     plain64,
     random_operand,
     weight_bytes,
@@ -29,9 +33,9 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
              block_k: int, out_dtype: torch.dtype) -> Shape:
     """Axes of a call."""
     check_block(block_n, block_k)
-    check_operand("a", a, a_scale, "M, K", (1, block_k))
-    check_operand("b", b, b_scale, "N, K", (block_n, block_k))
-    check_same_codes(a, b)
+    check_operand("a", a, a_scale, "M, K", (1, block_k), FLOATS)
+    check_operand("b", b, b_scale, "N, K", (block_n, block_k), FLOATS)
+    check_together(a, b)
     check_out_dtype(out_dtype)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a[M, K] and b[N, K] must share K, got {list(a.shape)}, {list(b.shape)}")
@@ -86,13 +90,18 @@ def cases(shape: Shape, seed: int) -> Iterator[tuple[str, Args]]:
     """Row counts around the tiles, no row, huge and tiny values, NaN in one row only.
 
     For int8, also the sums of the largest size: -128 times -128 throughout, which overflows what
-    adds pairs of products in 16 bits.
+    adds pairs of products in 16 bits. float16 stays within its range (tiny: subnormal) but for
+    sums on both sides of the largest number that a float16 result holds.
     """
     b, b_scale = _weights(shape, seed)
     for tokens in (0, 1, 5, 7, 13, 150):
         yield f"{tokens} rows", _args(*_rows(shape, tokens, seed), b, b_scale, shape)
-    for name, std in (("huge", 1e18), ("tiny", 1e-18)):
+    half = "float16" in (shape["a_dtype"], shape["w_dtype"], shape["out_dtype"])
+    for name, std in (("huge", 1e4 if half else 1e18), ("tiny", 1e-5 if half else 1e-18)):
         yield name, _args(*_rows(shape, 3, seed, std), b, b_scale, shape)
+    if half:
+        large, large_scale = (b * 16, None) if b_scale is None else (b, b_scale * 16)
+        yield "past 65504", _args(*_rows(shape, 5, seed, 1e4), large, large_scale, shape)
     a, a_scale = _rows(shape, 9, seed)
     if a_scale is None:
         a[4] = float("nan")
@@ -135,7 +144,8 @@ def projections(model: ModelDims) -> tuple[tuple[int, int], ...]:
 
 def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
     """The dense projections and the router on every number of tokens, and the LM head on a batch's
-    last ones. Quantised releases store the head in bfloat16; the router is float32 in all of them.
+    last ones. Quantised releases store the head in bfloat16 (converted to float16 for float16
+    activations); the router is float32 in all of them.
     """
     def one(n: int, k: int, w: str, tokens: int) -> Shape:
         block_n, block_k = model.scale_block(k)
@@ -145,7 +155,9 @@ def shapes(model: ModelDims, load: Load) -> tuple[Shape, ...]:
 
     weights = [(n, k, model.weight_dtype) for n, k in projections(model)]
     router = (model.total_experts or model.experts, model.hidden, "float32")
-    head_dtype = "bfloat16" if len(activation_dtypes(model)) > 1 else model.weight_dtype
+    head_dtype = model.weight_dtype
+    if len(activation_dtypes(model)) > 1:
+        head_dtype = "float16" if model.act_dtype == "float16" else "bfloat16"
     return (*(one(n, k, w, tokens) for n, k, w in (*weights, router) for tokens in load.tokens),
             *(one(model.vocab, model.hidden, head_dtype, batch) for batch in load.batch))
 
@@ -171,5 +183,8 @@ OP = Operator(
                 _odd(9, 77, 200, "float32", "int8", "float32", 64),
                 _odd(17, 150, 520, "int8", "int8", "bfloat16", 128),
                 {**_odd(40, 77, 331, "bfloat16", "int8", "bfloat16", 331), "block_n": 1},
-                {**_odd(33, 260, 512, "int8", "int8", "float32", 512), "block_n": 1}),
+                {**_odd(33, 260, 512, "int8", "int8", "float32", 512), "block_n": 1},
+                _odd(40, 77, 331, "float16", "float16", "float16", 128),
+                _odd(9, 150, 520, "float16", "float8_e4m3fn", "float32", 128),
+                {**_odd(13, 77, 200, "float16", "int8", "float16", 200), "block_n": 1}),
 )

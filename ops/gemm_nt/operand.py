@@ -6,27 +6,30 @@ import torch
 from torch import Tensor
 
 from ..models import ModelDims
-from ..numerics import as_dtype, blank
+from ..numerics import as_dtype, blank, dtype_name
 
 FP8 = torch.float8_e4m3fn
 INT8 = torch.int8                    # symmetric: the value is code * scale, whatever the code
 PLAIN = (torch.float32, torch.bfloat16)
+FLOATS = (*PLAIN, torch.float16)     # what the dense and grouped GEMMs take, and write
 QUANTISED = (FP8, INT8)              # stored with float32 scales, one per block
+_HALVES = (torch.float16, torch.bfloat16)    # neither holds the other's values
 # Accumulated in float32: a sum of K terms errs by about sqrt(K) * 2^-24 of its largest terms, and
-# bfloat16 outputs round by 2^-9 of the element.
-RTOL = {"float32": 2e-5, "bfloat16": 1e-2}
+# bfloat16 outputs round by 2^-9 of the element, float16 ones by 2^-12.
+RTOL = {"float32": 2e-5, "bfloat16": 1e-2, "float16": 1e-3}
 _PERIOD = 4_194_301                  # a prime: experts cut from one random run all differ
 # Standard deviation and limits of random codes: nearly all of the range is used, its ends too.
 _CODES = {FP8: (100.0, -448.0, 448.0), INT8: (40.0, -128.0, 127.0)}
 
 
 def check_operand(name: str, q: Tensor, scale: Tensor | None, axes: str,
-                  blocks: tuple[int, ...]) -> None:
+                  blocks: tuple[int, ...], plain: tuple[torch.dtype, ...] = PLAIN) -> None:
     """Raise unless q is plain without, or quantised with float32 scales of one per block."""
     if q.ndim != len(blocks):
         raise ValueError(f"{name} must be [{axes}], got {list(q.shape)}")
-    if q.dtype not in (*PLAIN, *QUANTISED):
-        raise TypeError(f"{name} must be float32, bfloat16, float8_e4m3fn or int8, got {q.dtype}")
+    if q.dtype not in (*plain, *QUANTISED):
+        raise TypeError(f"{name} must be {', '.join(dtype_name(d) for d in plain)}, float8_e4m3fn "
+                        f"or int8, got {q.dtype}")
     if (scale is None) != (q.dtype not in QUANTISED):
         raise TypeError(f"{name} has scales if and only if it is float8_e4m3fn or int8, got "
                         f"{q.dtype} with {'no scales' if scale is None else 'scales'}; pass "
@@ -38,11 +41,12 @@ def check_operand(name: str, q: Tensor, scale: Tensor | None, axes: str,
                              f"float32{want}, got {scale.dtype}{list(scale.shape)}")
 
 
-def check_same_codes(a: Tensor, b: Tensor) -> None:
-    """Raise if one operand is FP8 and the other int8."""
-    if {a.dtype, b.dtype} == set(QUANTISED):
-        raise TypeError(f"a and b must not mix FP8 and int8, got {a.dtype} and {b.dtype}; cast "
-                        "one of them to the other's dtype")
+def check_together(a: Tensor, b: Tensor) -> None:
+    """Raise if one operand is FP8 and the other int8, or one float16 and the other bfloat16."""
+    for kinds, what in ((QUANTISED, "FP8 and int8"), (_HALVES, "float16 and bfloat16")):
+        if {a.dtype, b.dtype} == set(kinds):
+            raise TypeError(f"a and b must not mix {what}, got {a.dtype} and {b.dtype}; cast "
+                            "one of them to the other's dtype")
 
 
 def check_block(block_n: int, block_k: int) -> None:
@@ -53,8 +57,8 @@ def check_block(block_n: int, block_k: int) -> None:
 
 def check_out_dtype(out_dtype: torch.dtype) -> None:
     """Raise unless results can be written in that dtype."""
-    if out_dtype not in PLAIN:
-        raise TypeError(f"out_dtype must be float32 or bfloat16, got {out_dtype}")
+    if out_dtype not in FLOATS:
+        raise TypeError(f"out_dtype must be float32, bfloat16 or float16, got {out_dtype}")
 
 
 def plain64(q: Tensor, scale: Tensor | None, block: tuple[int, int]) -> Tensor:

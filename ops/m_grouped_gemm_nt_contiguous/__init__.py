@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..gemm_nt.operand import (
+    FLOATS,
     RTOL,
     activation_dtypes,
     blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
-    check_same_codes,
+    check_together,
     plain64,
     random_operand,
     weight_bytes,
@@ -29,9 +30,9 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
              m_indices: Tensor, block_n: int, block_k: int, out_dtype: torch.dtype) -> Shape:
     """Axes of a call."""
     check_block(block_n, block_k)
-    check_operand("a", a, a_scale, "M, K", (1, block_k))
-    check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k))
-    check_same_codes(a, b)
+    check_operand("a", a, a_scale, "M, K", (1, block_k), FLOATS)
+    check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k), FLOATS)
+    check_together(a, b)
     check_out_dtype(out_dtype)
     if a.shape[1] != b.shape[2]:
         raise ValueError(f"a[M, K] and b[E, N, K] must share K, got {list(a.shape)}, "
@@ -184,5 +185,7 @@ OP = Operator(
                 odd(16, 77, 200, "float32", "float8_e4m3fn", "float32", 64),
                 odd(60, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
                 {**odd(16, 77, 200, "float32", "int8", "float32", 200), "block_n": 1},
-                odd(60, 150, 331, "int8", "int8", "bfloat16", 128)),
+                odd(60, 150, 331, "int8", "int8", "bfloat16", 128),
+                odd(30, 77, 331, "float16", "float16", "float16", 128),
+                odd(16, 77, 200, "float16", "float8_e4m3fn", "float16", 64)),
 )

@@ -26,8 +26,17 @@ from .._tvm.int8_grouped import bind_contiguous, lower_grouped
 from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
 from .._tvm.llvm import functions, importing
+from .._tvm.quarters import Few, byte_functions, prepare
 from .._tvm.tiles import FP8, tiles
-from ..gemm_nt.tvm import activations_of, bytes_of, scales_of, uses_pairs, weights_of
+from ..gemm_nt.tvm import (
+    activations_of,
+    bytes_of,
+    few_of,
+    scales_of,
+    takes_bytes,
+    uses_pairs,
+    weights_of,
+)
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP, regime
@@ -41,11 +50,11 @@ def space(target: VectorTarget, shape: Shape) -> Space:
     if serves(target, shape):
         return int8_space(target, regime(shape) == "decode")
     return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
-                      uses_pairs(target, shape))
+                      uses_pairs(target, shape), takes_bytes(target, shape))
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
-    """main(a, a_scale, b, b_scale, m_indices, x: scratch [M, K] or `a`, plan: scratch, out)."""
+    """main(a, a_scale, b, b_scale, m_indices, x: scratch or `a`, few rows, factors, plan, out)."""
     if serves(target, static):
         return lower_grouped(target, static, config, masked=False)
     n, k, e = int(static["n"]), int(static["k"]), int(static["e"])
@@ -53,7 +62,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     a_dtype, out_dtype = str(static["a_dtype"]), str(static["out_dtype"])
     w_dtype, pairs = str(static["w_dtype"]), uses_pairs(target, static)
     x_dtype = "bfloat16" if pairs else "float32"
-    g = tiles(n, k, w_dtype, (block_n, block_k), target.lanes, config, pairs=pairs)
+    g = tiles(n, k, w_dtype, (block_n, block_k), target.lanes, config, pairs=pairs,
+              quarters=takes_bytes(target, static))
     order = str(config["order"])
 
     def valid(IDS: Any, r: Any) -> Any:
@@ -81,29 +91,32 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                         plan.add(IDS[r], start[0], r + 1 - start[0], g.rows)
                     put(start, 0, T.Cast("int64", r + 1))
 
-    def gemm(plan: Plan, X: Any, AS: Any, B: Any, BS: Any, OUT: Any) -> None:
+    def gemm(plan: Plan, X: Any, few: Few, AS: Any, B: Any, BS: Any, OUT: Any) -> None:
         def task(item: Any, chunk: Any) -> None:
             with scope("task"):
                 C = scratch(g)
                 first, count = plan.first(item), plan.count(item)
                 Task(g, X, lambda r: r, B, BS, C, plan.expert(item), first, count,
-                     g.column(chunk), AS if pairs and a_dtype == FP8 else None).emit()
+                     g.column(chunk), AS if pairs and a_dtype == FP8 else None,
+                     few if g.quarters else None).emit()
                 write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))
 
-        with importing(*functions(g)):
+        with importing(*functions(g), *byte_functions(g)):
+            if g.quarters:
+                prepare(g, plan.items, plan.span, X, lambda r: r, few)
             each_task(plan.items, g.chunks, order, task)
 
-    def run(X: Any, A: Any, AS: Any, B: Any, BS: Any, IDS: Any, PLAN: Any, OUT: Any,
+    def run(X: Any, few: Few, A: Any, AS: Any, B: Any, BS: Any, IDS: Any, PLAN: Any, OUT: Any,
             rows: Any) -> None:
         plan = Plan(PLAN, rows)
         find_runs(plan, IDS, rows)
         widen(X, A, AS, IDS, rows)
-        gemm(plan, X, AS, B, BS, OUT)
+        gemm(plan, X, few, AS, B, BS, OUT)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]
             a: T.handle, a_s: T.handle, b: T.handle, b_s: T.handle, ids: T.handle, x: T.handle,
-            p: T.handle, o: T.handle):
+            q: T.handle, f: T.handle, p: T.handle, o: T.handle):
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
         M = T.int64()
         MS = T.int64()
@@ -111,15 +124,18 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         NS = T.int64()
         KS = T.int64()
         PS = T.int64()
+        FM = T.int64()
         A = tensor(a, (M, k), a_dtype)
         AS = tensor(a_s, (MS, -(-k // block_k)), "float32")
         B = operand(b, (e, n, k), g.dtype)
         BS = tensor(b_s, (ES, NS, KS), "float32")
         IDS = tensor(ids, (M,), "int32")
         X = operand(x, (M, k), x_dtype)
+        ROWS = tensor(q, (FM, k), "float32")
+        F = tensor(f, (FM,), "float32")
         PLAN = tensor(p, (PS,), "int32")
         OUT = tensor(o, (M, n), out_dtype)
-        run(X, A, AS, B, BS, IDS, PLAN, OUT, M)
+        run(X, Few(ROWS, F), A, AS, B, BS, IDS, PLAN, OUT, M)
 
     return {"main": main}
 
@@ -130,6 +146,7 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
         return bind_contiguous(target, OP.name, OP.static_of(shape), config)
     main, pairs = (target.compile(OP.name, OP.static_of(shape), config)["main"],
                    uses_pairs(target, shape))
+    served = takes_bytes(target, shape)
 
     def run(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | None,
             m_indices: Tensor, block_n: int, block_k: int, out_dtype: torch.dtype, *,
@@ -140,6 +157,6 @@ def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
         x, a_s = activations_of(a, a_scale, block_k, pairs)
         plan = torch.empty(Plan.size(a.shape[0], 0), dtype=torch.int32)
         main(bytes_of(a), a_s, weights_of(b), scales_of(b_scale, 3), m_indices.contiguous(), x,
-             plan, out[0])
+             *few_of(a, served), plan, out[0])
 
     return run

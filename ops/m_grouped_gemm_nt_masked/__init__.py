@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..gemm_nt.operand import (
+    FLOATS,
     RTOL,
     activation_dtypes,
     blank_operand,
     check_block,
     check_operand,
     check_out_dtype,
-    check_same_codes,
+    check_together,
     is_quantised,
     plain64,
     random_operand,
@@ -31,9 +32,9 @@ def shape_of(a: Tensor, a_scale: Tensor | None, b: Tensor, b_scale: Tensor | Non
              out_dtype: torch.dtype) -> Shape:
     """Axes of a call; without expected_m every row is expected."""
     check_block(block_n, block_k)
-    check_operand("a", a, a_scale, "E, Mmax, K", (1, 1, block_k))
-    check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k))
-    check_same_codes(a, b)
+    check_operand("a", a, a_scale, "E, Mmax, K", (1, 1, block_k), FLOATS)
+    check_operand("b", b, b_scale, "E, N, K", (1, block_n, block_k), FLOATS)
+    check_together(a, b)
     check_out_dtype(out_dtype)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
         raise ValueError(f"a[E, Mmax, K] and b[E, N, K] must share E and K, got {list(a.shape)}, "
@@ -186,5 +187,7 @@ OP = Operator(
                 _odd(9, 77, 200, "float32", "float8_e4m3fn", "float32", 64),
                 _odd(13, 150, 331, "float8_e4m3fn", "float8_e4m3fn", "bfloat16", 128),
                 {**_odd(9, 77, 200, "float32", "int8", "float32", 200), "block_n": 1},
-                _odd(13, 150, 331, "int8", "int8", "bfloat16", 128)),
+                _odd(13, 150, 331, "int8", "int8", "bfloat16", 128),
+                _odd(7, 77, 331, "float16", "float16", "float16", 128),
+                {**_odd(9, 77, 200, "float16", "int8", "float16", 200), "block_n": 1}),
 )

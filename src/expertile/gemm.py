@@ -34,16 +34,17 @@ def gemm_nt(a: Operand, b: Operand, out: Tensor | None = None,
     """a @ b.T for plain or block-scaled FP8 or int8 operands, accumulated in float32.
 
     int8 is symmetric: a value is code * scale. Two int8 operands are accumulated in int32, without
-    error, as far as one scale reaches.
+    error, as far as one scale reaches. A sum beyond 65504 is infinite in a float16 result, as
+    torch's cast has it; float32 and bfloat16 results have the range of the sum.
 
     Args:
-        a: [M, K] float32 or bfloat16, or (q [M, K] e4m3 or int8, scale [M, ceil(K / block_k)]
-            float32).
-        b: [N, K] float32 or bfloat16, or (q [N, K] e4m3 or int8, scale [ceil(N / block_n),
-            ceil(K / block_k)] float32). A plain `a` with a quantised `b` is weight-only
-            quantisation (w8a16).
+        a: [M, K] float32, bfloat16 or float16, or (q [M, K] e4m3 or int8, scale [M, ceil(K /
+            block_k)] float32).
+        b: [N, K] float32, bfloat16 or float16 (not bfloat16 beside float16), or (q [N, K] e4m3 or
+            int8, scale [ceil(N / block_n), ceil(K / block_k)] float32). A plain `a` with a
+            quantised `b` is weight-only quantisation (w8a16).
         out: where to write; contiguous [M, N] of out_dtype.
-        out_dtype: float32 or bfloat16; by default a's dtype, bfloat16 for quantised a.
+        out_dtype: float32, bfloat16 or float16; by default a's dtype, bfloat16 for quantised a.
         block_shape: rows of b and columns per scale: (128, 128) is DeepSeek's, (1, K) one scale
             for each output channel and for each token, (1, 128) one for each group of columns.
 

@@ -39,6 +39,8 @@ TUNE = ("tune", "--device", "cpu", "--preset", "tiny", "--op", "silu_mul", "--to
     (("tune", "--preset", "v9", "--trials", "4"), "v9"),
     (("tune", "--trials", "4"), "--preset"),
     (("tune", "--preset", "tiny", "--op", "sort", "--trials", "4"), "sort"),
+    (("check", "--device", "sm_90", "--preset", "tiny", "--op", "fused_moe", "--act-dtype",
+      "float16"), "fused_moe does not take these dtypes: hidden must be float32 or bfloat16"),
     (("tune", "--preset", "v3", "--tp", "3", "--dry-run"), "divisible"),
     (("tune", "--preset", "tiny", "--tokens", "0", "--dry-run"), "--tokens"),
     (("tune", "--model", "/nonexistent", "--dry-run"), "/nonexistent"),

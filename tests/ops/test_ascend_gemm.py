@@ -41,6 +41,28 @@ def test_int8_operands(device: str, name: str, at: int) -> None:
     assert (why := first_mismatch(device, name, shape)) is None, why
 
 
+@pytest.mark.parametrize(("device", "name", "at"), (
+    (C220, "gemm_nt", 10), (C310, "gemm_nt", 11), (C220, "gemm_nt", 11), (C220, "gemm_nt", 12),
+    (C310, "m_grouped_gemm_nt_contiguous", 6), (C220, "m_grouped_gemm_nt_contiguous", 7),
+    (C220, "m_grouped_gemm_nt_masked", 6), (C310, "m_grouped_gemm_nt_masked", 7)))
+def test_float16_operands(device: str, name: str, at: int) -> None:
+    """Both, beside e4m3 and beside int8; sums beyond 65504 are infinite."""
+    shape = ops.load(name).odd_shapes[at]
+    assert shape["a_dtype"] == "float16"
+    assert (why := first_mismatch(device, name, shape)) is None, why
+
+
+@pytest.mark.parametrize("device", (C220, C310))
+@pytest.mark.parametrize("w", ("float16", "float8_e4m3fn"))
+def test_float16_is_multiplied_as_float16(device: str, w: str, tmp_path: Path) -> None:
+    model = replace(preset("v3"), act_dtype="float16", weight_dtype=w)
+    shape = next(s for s in ops.load("gemm_nt").shapes(model, Load(tokens=(64,)))
+                 if s["n"] == 1536)
+    seen = examined(device, "gemm_nt", shape, tmp_path)
+    assert seen.legal and not seen.warnings, seen.reason
+    assert "mma_tile_half_to_float_tb" in seen.kernels[0]["calls"]
+
+
 @pytest.mark.parametrize("device", (C220, C310))
 def test_two_int8_operands_meet_in_the_cube(device: str, tmp_path: Path) -> None:
     op = ops.load("gemm_nt")

@@ -38,7 +38,7 @@ def test_matches_reference(cpu: Target, op: Operator, shape: Shape) -> None:
         check_config(op, cpu, shape, config)
 
 
-@pytest.mark.parametrize(("op", "shape"), [CASES[2], CASES[-1]], ids=ident)
+@pytest.mark.parametrize(("op", "shape"), [CASES[2], CASES[-3], CASES[-2]], ids=ident)
 def test_matches_reference_on_avx2(op: Operator, shape: Shape) -> None:
     target = targets.load("cpu", arch="x86-avx2")
     check_config(op, target, shape)
@@ -64,13 +64,14 @@ def test_result_does_not_depend_on_config(cpu: Target, w_dtype: str) -> None:
     assert mismatch(got[0][0], got[1][0], 1e-5) is None
 
 
-@pytest.mark.parametrize("w_dtype", ["bfloat16", "float8_e4m3fn"])
-def test_grouped_equal_dense(cpu: Target, w_dtype: str) -> None:
+@pytest.mark.parametrize(("a_dtype", "w_dtype"), [
+    ("bfloat16", "bfloat16"), ("bfloat16", "float8_e4m3fn"), ("float16", "float16")])
+def test_grouped_equal_dense(cpu: Target, a_dtype: str, w_dtype: str) -> None:
     """One expert's rows give the same bits through all three operators."""
     n, k, rows = 72, 200, 5
-    static = {"n": n, "k": k, "a_dtype": "bfloat16", "w_dtype": w_dtype, "out_dtype": "float32",
+    static = {"n": n, "k": k, "a_dtype": a_dtype, "w_dtype": w_dtype, "out_dtype": "float32",
               "block_n": 64, "block_k": 64}
-    a, _ = random_operand((rows, k), "bfloat16", (1, 64), 0, 1.0)
+    a, _ = random_operand((rows, k), a_dtype, (1, 64), 0, 1.0)
     b, scale = random_operand((3, n, k), w_dtype, (1, 64, 64), 1, 0.1)
     tail = (64, 64, torch.float32)
     dense, grouped = torch.empty(rows, n), torch.zeros(rows, n)
@@ -104,6 +105,23 @@ def test_tensors_of_any_alignment(cpu: Target) -> None:
     assert mismatch(got, want, op.rtol["float32"]) is None
 
 
+def test_float16_results_overflow_as_torch_has_it(cpu: Target) -> None:
+    """65520 is halfway to 65536, which float16 does not hold: from there on it is infinite."""
+    sums = torch.tensor([65504.0, 65519.0, 65520.0, 65536.0, 131008.0, 3e38, -65519.0, -65520.0])
+    shape = {"tokens": 1, "n": len(sums), "k": 64, "a_dtype": "float32", "w_dtype": "float32",
+             "out_dtype": "float16", "block_n": 64, "block_k": 64}
+    a, b = torch.eye(64)[:1], torch.zeros(len(sums), 64)
+    b[:, 0] = sums
+    got = torch.empty(1, len(sums), dtype=torch.float16)
+    build(cpu, "gemm_nt", shape)(a, None, b, None, 64, 64, torch.float16, out=(got,))
+    assert torch.equal(got[0], sums.half()) and got[0].isinf().sum() == 5
+    half = {**shape, "a_dtype": "float16", "w_dtype": "float16"}
+    x, w = torch.full((1, 64), 256.0).half(), torch.full((len(sums), 64), 4.0).half()
+    w[1] = 3.5
+    build(cpu, "gemm_nt", half)(x, None, w, None, 64, 64, torch.float16, out=(got,))
+    assert torch.equal(got, x @ w.T) and got[0, 1] == 57344 and got[0, 0].isinf()
+
+
 def test_weights_beyond_two_gigabytes(cpu: Target) -> None:
     """Offsets are 64 bits wide; only the last expert's pages are ever touched."""
     op = ops.load("m_grouped_gemm_nt_contiguous")
@@ -123,13 +141,14 @@ def test_weights_beyond_two_gigabytes(cpu: Target) -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"a": torch.zeros(2, 9)}, "share K"),
-    ({"a": torch.zeros(2, 8, dtype=torch.float16)}, "float32, bfloat16, float8"),
+    ({"a": torch.zeros(2, 8, dtype=torch.float64)}, "float32, bfloat16, float16, float8"),
+    ({"a": torch.zeros(2, 8).half(), "b": torch.zeros(3, 8).bfloat16()}, "mix float16 and bf"),
     ({"b_scale": torch.zeros(1, 1)}, "scales if and only if"),
     ({"b": torch.zeros(3, 8).to(FP8), "b_scale": torch.zeros(2, 1)}, r"float32\[1, 1\]"),
     ({"b": torch.zeros(3, 8, dtype=torch.int8)}, "scales if and only if"),
     ({"a": torch.zeros(2, 8).to(FP8), "a_scale": torch.zeros(2, 1),
       "b": torch.zeros(3, 8, dtype=torch.int8), "b_scale": torch.zeros(1, 1)}, "must not mix"),
-    ({"out_dtype": torch.float16}, "out_dtype"),
+    ({"out_dtype": torch.float64}, "out_dtype"),
     ({"block_n": 0}, "block_shape"),
 ])
 def test_misuse_states_the_rule(change: dict[str, object], message: str) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from expertile import ops, targets
+from expertile.bench.static.disasm import facts
 from expertile.ops._tvm.llvm import _bfloat_of
 from expertile.ops._tvm.tiles import takes_pairs
 from expertile.ops.spec import Shape
 from expertile.targets.base import Target
+from expertile.targets.cpu.artifacts import built
 from tests.conformance import check_config
 
 OP = ops.load("gemm_nt")
@@ -56,6 +58,48 @@ def test_every_fp8_code_is_exact(cpu: Target, a: str, rows: int, arch: str | Non
         out = got[:len(x)]
         kernel(x, scale, b, torch.ones(16, 1), 1, 64, torch.float32, out=(out,))
         assert torch.equal(out, b.float().T[first:first + rows])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("arch", [None, "x86-avx2", "x86"])
+def test_every_finite_float16_is_exact(cpu: Target, rows: int, arch: str | None) -> None:
+    """One-hot rows pick columns of W: subnormals too, by streams and by panels with ragged ends."""
+    target = cpu if arch is None else targets.load("cpu", arch=arch)
+    codes = torch.arange(-32768, 32768, dtype=torch.int16).view(torch.float16)
+    codes = torch.where(codes.isfinite(), codes, 0)
+    k = 61
+    b = torch.cat((codes, codes[:k * 1075 - len(codes)])).view(1075, k)
+    shape = {**shape_of("float16", "float16", rows, 1075, k, k), "out_dtype": "float16"}
+    kernel = ops.lowering(OP.name, "tvm").build(target, shape, default(target, shape))
+    got, x = torch.empty(k, 1075, dtype=torch.float16), torch.eye(k, dtype=torch.float16)
+    for first in range(0, k, rows):
+        out = got[first:first + rows]
+        kernel(x[first:first + rows], None, b, None, k, k, torch.float16, out=(out,))
+    assert torch.equal(got, b.T)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_float16_infinities_and_nans_stay_in_their_column(cpu: Target, rows: int) -> None:
+    b = torch.ones(40, 64, dtype=torch.float16)
+    b[3, 5], b[17, 63], b[39, 0] = float("inf"), float("nan"), float("-inf")
+    shape = shape_of("float16", "float16", rows, 40, 64, 64)
+    kernel = ops.lowering(OP.name, "tvm").build(cpu, shape, default(cpu, shape))
+    got = torch.empty(rows, 40)
+    kernel(torch.ones(rows, 64).half(), None, b, None, 64, 64, torch.float32, out=(got,))
+    assert (got[:, 3] == float("inf")).all() and got[:, 17].isnan().all()
+    assert (got[:, 39] == float("-inf")).all() and (got == 64).sum() == 37 * rows
+
+
+@pytest.mark.parametrize("arch", ["x86-avx2", "x86-avx512", "aarch64", "x86"])
+def test_float16_is_converted_by_instructions(arch: str) -> None:
+    """F16C, AVX-512 and NEON convert vectors; x86-64-v2 has nothing, and calls a function."""
+    target = targets.load(f"cpu:{arch}:2")
+    shape = {**shape_of("float16", "float16", 40, 100, 320, 320), "out_dtype": "float16"}
+    counts = facts(built(target, OP.name, OP.static_of(shape), default(target, shape)))["counts"]
+    if arch == "x86":
+        assert counts["half"] == 0 and counts["call"] > 100
+    else:
+        assert counts["half"] > 30 and counts["call"] < 30, counts
 
 
 def test_bfloat16_bits_of_codes() -> None:

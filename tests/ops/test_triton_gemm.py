@@ -18,6 +18,7 @@ CONTIGUOUS = ops.load("m_grouped_gemm_nt_contiguous")
 MASKED = ops.load("m_grouped_gemm_nt_masked")
 SM_90, SM_80, GFX942 = "cuda:sm_90", "cuda:sm_80", "hip:gfx942"
 F32, BF16, FP8, INT8 = "float32", "bfloat16", "float8_e4m3fn", "int8"
+F16 = "float16"
 
 
 def shape_of(rows: dict[str, int], n: int, k: int, a: str, w: str, out: str, block: int = 128
@@ -96,6 +97,14 @@ CONFIGS = [
     (SM_90, CONTIGUOUS, per_channel(contiguous(60, 144, 272, BF16, INT8, BF16)),
      {"form": "tma", "block_m": 32, "block_n": 64}),
     (SM_90, MASKED, masked(20, 144, 272, INT8, INT8, BF16), {"form": "tma", "block_n": 64}),
+    # float16: codes beside it become float16 on each device; float32 weights; scales by element
+    *((device, GEMM, dense(16, 72, 272, F16, FP8, F16), {}) for device in (SM_90, SM_80, GFX942)),
+    (SM_80, GEMM, dense(16, 72, 272, F16, INT8, F32), {}),
+    (GFX942, GEMM, dense(5, 40, 72, F16, FP8, F16, 24), {}),
+    (SM_90, GEMM, dense(5, 72, 272, F16, F32, F16), {}),
+    (SM_90, GEMM, dense(64, 144, 272, F16, F16, F16), {"form": "tma_ws", **SMALL, "swap": False}),
+    (SM_90, CONTIGUOUS, contiguous(60, 150, 272, F16, FP8, F16),
+     {"form": "tma", "block_m": 32, "block_n": 64}),
 ]
 
 
@@ -152,6 +161,13 @@ def test_int8_with_a_scale_per_channel(compiler: Child, a: str) -> None:
         gemm = kernels(compiler, GEMM, shape)[0]
         assert set(gemm["mma"]) == {"IGMMA" if a == INT8 else "HGMMA"}
         assert gemm["stack_bytes"] == 0
+
+
+@pytest.mark.parametrize("w", [F16, FP8])
+def test_float16_takes_the_warpgroup_instruction(compiler: Child, w: str) -> None:
+    for tokens in (1, 2048):
+        gemm = kernels(compiler, GEMM, dense(tokens, 4096, 7168, F16, w, F16))[0]
+        assert set(gemm["mma"]) == {"HGMMA"} and gemm["stack_bytes"] == 0
 
 
 @pytest.mark.parametrize("op", [GEMM, CONTIGUOUS, MASKED], ids=lambda op: op.name)

@@ -20,7 +20,7 @@ from expertile.targets.ascend.devices import find
 from expertile.targets.ascend.target import AscendTarget
 from expertile.tuning_db.store import TuningDB
 
-SHAPE = {"n": 512, "k": 128, "a_dtype": "bfloat16", "w_dtype": "bfloat16", "out_dtype": "bfloat16",
+SHAPE = {"n": 512, "k": 128, "a_dtype": "float16", "w_dtype": "float16", "out_dtype": "float16",
          "block_n": 128, "block_k": 128, "tokens": 512}
 SMALL, LARGE = ({"block_m": m, "block_n": n, "block_k": 64, "double_buffer": True,
                  "workspace_buffers": 2} for m, n in ((32, 64), (256, 256)))
@@ -41,7 +41,7 @@ def _row(config: Config, rows: list[dict[str, object]]) -> dict[str, object]:
 
 
 def test_a_tile_beyond_l0c_is_a_refusal_with_both_numbers(tmp_path: Path) -> None:
-    """256 x 256 sums of 32 bits; 64 columns of 16-bit operands are no part of it."""
+    """256 x 256 sums of 32 bits; 64 columns of float16 operands are no part of it."""
     target = TwoTiles(find("910b3"), "compile", tmp_path)
     op, path = ops.load("gemm_nt"), tmp_path / "x.sqlite"
     outcome, = tune(op, target, [SHAPE], path, Budget(trials=2), method=Method(measure=False))

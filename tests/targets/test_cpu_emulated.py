@@ -43,6 +43,13 @@ def test_the_first_aarch64_needs_no_extension(name: str) -> None:
     check(op, target.build_kernel(op, shape, target.space(op, shape).default()), shape)
 
 
+@pytest.mark.parametrize("arch", ["aarch64", "aarch64-dotprod"])
+def test_float16_operands(arch: str) -> None:
+    op, target = ops.load("gemm_nt"), emulated(arch)
+    shape = next(s for s in op.odd_shapes if s["w_dtype"] == "float16")
+    check(op, target.build_kernel(op, shape, target.space(op, shape).default()), shape)
+
+
 def test_examining_compiles_an_object_of_that_machine() -> None:
     op, target = ops.load("silu_mul"), targets.load("cpu:aarch64-dotprod:2")
     shape = op.odd_shapes[0]

@@ -26,6 +26,7 @@ from .options import (
     Tokens,
     Tp,
     WeightDtype,
+    check_dtypes,
     console,
     load_of,
     load_target,
@@ -79,6 +80,8 @@ def check(
     target = load_target(device)
     there = None if route is None else open_route(target, route, worker_python)
     tasks = kernels_of(dims, wanted_ops(op), load_of(dims, tokens, batch, ctx), every)
+    for one, shape in tasks:
+        check_dtypes(one, (shape,))
     errors = Console(stderr=True)
     with Progress(console=errors, disable=not errors.is_terminal) as progress:
         bar = progress.add_task("kernels", total=len(tasks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -34,10 +35,12 @@ Tokens = Annotated[str | None, typer.Option("--tokens", help="Token counts, e.g.
 Batch = Annotated[str | None, typer.Option("--batch", help="Decode batch sizes, e.g. 1,8.")]
 Ctx = Annotated[str | None, typer.Option("--ctx", help="Context lengths, e.g. 1024,4096.")]
 WeightDtype = Annotated[str | None, typer.Option(
-    "--weight-dtype", help="bfloat16, float32, float8_e4m3fn or int8; by default the model's.")]
+    "--weight-dtype", help="bfloat16, float16, float32, float8_e4m3fn or int8; by default the "
+                           "model's. float8_e5m2: its cast (per_token_group_quant_fp8_e5m2) "
+                           "alone.")]
 ActDtype = Annotated[str | None, typer.Option(
-    "--act-dtype", help="Activations: float32 or bfloat16; by default float32 on CPUs, where "
-                        "bfloat16 is storage only.")]
+    "--act-dtype", help="Activations: float32, bfloat16 or (GEMMs, casts) float16; by default "
+                        "float32 on CPUs, where bfloat16 is storage only.")]
 Db = Annotated[str | None, typer.Option(
     "--db", help="Tuning database: a SQLite path or a PostgreSQL URL; by default the user's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -112,8 +115,21 @@ def shapes_of(model: ModelDims, only: list[str] | None, tokens: str | None, batc
     for name in wanted_ops(only):
         op = ops.load(name)
         unique = {json.dumps(dict(s), sort_keys=True): s for s in op.shapes(model, load)}
+        check_dtypes(op, tuple(unique.values()))
         found.append((op, tuple(unique.values())))
     return found
+
+
+def check_dtypes(op: Operator, shapes: Iterable[Shape]) -> None:
+    """Raise unless an operator takes the dtypes that options gave its shapes."""
+    by_dtypes = {tuple(v for v in s.values() if isinstance(v, str)): s for s in shapes}
+    for shape in by_dtypes.values():
+        try:
+            op.shape_of(*op.signature(shape))
+        except TypeError as e:
+            raise ValueError(f"{op.name} does not take these dtypes: {e}; give others with "
+                             "--act-dtype and --weight-dtype, or other operators with --op"
+                             ) from None
 
 
 def wanted_ops(only: list[str] | None) -> tuple[str, ...]:
