@@ -188,6 +188,7 @@ _MODELS: Mapping[str, _Model] = {
     "m_grouped_gemm_nt_masked": _gemm_us, "fused_moe": _gemm_us, "mla_decode": _decode_us,
     "mla_prefill": _prefill_us, "mla_kv_append": _rows_us, "moe_route": _rows_us,
     "per_token_group_quant_fp8": _rows_us, "per_token_group_quant_int8": _rows_us,
+    "per_token_group_quant_fp8_e5m2": _rows_us,
     "per_block_quant_fp8": _blocks_us, "weight_dequant": _rows_us, "silu_mul": _rows_us,
     "silu_mul_quant_fp8": _rows_us, "silu_mul_quant_fp8_masked": _rows_us}
 

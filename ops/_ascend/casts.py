@@ -1,4 +1,4 @@
-"""Groups cast to e4m3 in tile programs, bit for bit as ops/fp8.py defines it."""
+"""Groups cast to FP8 in tile programs, bit for bit as ops/fp8.py and ops/e5m2.py define it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
-from ..fp8 import E4M3_MAX
+from ..fp8_format import E4M3, Format
 from ..space import Config, Space
 from .fp8 import encoded, power_of_two_above
 from .tile import Kernel
@@ -62,7 +62,8 @@ def narrowed(value: Any, dtype: str) -> Any:
 
 
 def cast_rows(k: Kernel, target: AscendTarget, x: Any, eps: Any, ue8m0: bool,
-              store_q: Callable[[Any, Any], None], store_s: Callable[[Any], None]) -> None:
+              store_q: Callable[[Any, Any], None], store_s: Callable[[Any], None],
+              to: Format = E4M3) -> None:
     """Cast each row of a float32 tile x [rows, width] with one scale.
 
     store_q(tile, axes-to-value) and store_s(tile) write the results.
@@ -73,21 +74,20 @@ def cast_rows(k: Kernel, target: AscendTarget, x: Any, eps: Any, ue8m0: bool,
     top = k.new((rows,), "float32", lambda i: T.float32(0))
     k.reduce("max", top, shape, lambda i, j: T.fabs(x[i, j]))
     amax = k.new((rows,), "float32", lambda i: T.max(top[i], eps))
-    scale = k.new((rows,), "float32", lambda i: amax[i] / T.float32(E4M3_MAX))
+    scale = k.new((rows,), "float32", lambda i: amax[i] / T.float32(to.most))
     if ue8m0:
         scale = k.new((rows,), "float32", lambda i: power_of_two_above(scale[i]))
     store_s(scale)
     ratio = k.new(shape, "float32", lambda i, j: x[i, j] / scale[i])
-    write_codes(k, target, ratio, store_q)
+    write_codes(k, target, ratio, store_q, to)
 
 
 def write_codes(k: Kernel, target: AscendTarget, ratio: Any,
-                store_q: Callable[[Any, Any], None]) -> None:
-    """Hand the e4m3 codes of a float32 tile to store_q(tile, axes-to-value)."""
+                store_q: Callable[[Any, Any], None], to: Format = E4M3) -> None:
+    """Hand the codes of a float32 tile to store_q(tile, axes-to-value)."""
     rows, columns = (int(n) for n in ratio.shape)
     if target.fp8 == "bits":
-        store_q(encoded(k, (rows, columns), ratio), lambda tile, i, j: tile[i, j])
+        store_q(encoded(k, (rows, columns), ratio, to), lambda tile, i, j: tile[i, j])
         return
-    k.put(ratio, lambda i, j: T.max(T.min(ratio[i, j], T.float32(E4M3_MAX)),
-                                    T.float32(-E4M3_MAX)))
-    store_q(ratio, lambda tile, i, j: T.Cast("float8_e4m3fn", tile[i, j]))
+    k.put(ratio, lambda i, j: T.max(T.min(ratio[i, j], T.float32(to.most)), T.float32(-to.most)))
+    store_q(ratio, lambda tile, i, j: T.Cast(to.dtype, tile[i, j]))

@@ -1,11 +1,12 @@
-"""Groups cast to FP8 in Triton kernels, bit for bit as ops/fp8.py defines it, and SwiGLU's product.
+"""Groups cast to FP8 in Triton kernels, bit for bit as ops/fp8.py and e5m2.py say, and SwiGLU.
 
 IEEE division costs some 20 instructions on a GPU, and a cast has one per value. Here a value costs
 one multiplication and two fused ones: q = v * r, q -= (q * s - v) * r with r = 1 / s, rounded
 (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990).
 That can be a float32 away from v / s, but its e4m3 code never is another one:
-tests/ops/test_triton_casts.py tries all divisors that could tell. Small scales (TINY) would
-underflow on the way and take IEEE division.
+tests/ops/test_triton_casts.py tries all divisors that could tell. Nor is its e5m2 code: a quotient
+by amax / 57344 is 2^7 times the one by amax / 448, and e5m2's midpoints have one bit less. Small
+scales (TINY) would underflow on the way and take IEEE division.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from ..fp8_format import E4M3, Format
 from ..space import Config, Space
+from .e5m2 import encode_e5m2
 from .fp8 import encode
 
 if TYPE_CHECKING:
@@ -27,13 +30,14 @@ LN_2 = tl.constexpr(0.6931471824645996)         # a float32; LN_2_LOW is what ln
 LN_2_LOW = tl.constexpr(-1.904654299957768e-09)
 
 
-def tiny_scales(eps: float) -> bool:
+def tiny_scales(eps: float, to: Format = E4M3) -> bool:
     """Whether scales may be too small for `cast` without IEEE division.
 
     From eps = 2^-60 on, a scale is above 2^-69 and a quotient that does not round to 0 above 2^-11,
-    so that q * s has no bit below 2^-126 and the remainder v - q * s is exact.
+    so that q * s has no bit below 2^-126 and the remainder v - q * s is exact. For e5m2 from 2^-47
+    on: the scale is 2^-63 or more, the quotient above 2^-17.
     """
-    return eps < 2.0**-60
+    return eps < (2.0**-60 if to == E4M3 else 2.0**-47)
 
 
 @triton.jit
@@ -44,17 +48,21 @@ def largest(v):
 
 
 @triton.jit
-def scale_from(amax, eps, UE8M0: tl.constexpr, TINY: tl.constexpr):
-    """max(amax, eps) / 448, rounded once, or the power of two above it."""
+def scale_from(amax, eps, UE8M0: tl.constexpr, TINY: tl.constexpr, MOST: tl.constexpr = 448.0):
+    """max(amax, eps) / MOST, rounded once, or the power of two above it.
+
+    MOST is the format's largest number: 448 or 57344, which have the same significand.
+    """
+    PART: tl.constexpr = 1.0 / MOST
     floor = tl.full((), eps, tl.float32)
     amax = tl.maximum(amax, floor, propagate_nan=tl.PropagateNan.ALL)
     if TINY:
-        scale = tl.div_rn(amax, tl.full((), 448.0, tl.float32))
+        scale = tl.div_rn(amax, tl.full((), MOST, tl.float32))
     else:
         # as in `cast`; infinity would meet itself and become NaN
-        scale = amax * 0.002232142857142857
-        rest = tl.fma(scale, 448.0, -amax)
-        scale = tl.where(amax == float("inf"), amax, tl.fma(rest, -0.002232142857142857, scale))
+        scale = amax * PART
+        rest = tl.fma(scale, MOST, -amax)
+        scale = tl.where(amax == float("inf"), amax, tl.fma(rest, -PART, scale))
     if UE8M0:
         return power_of_two_above(scale)
     else:
@@ -83,12 +91,22 @@ def reciprocal(scale, UE8M0: tl.constexpr):
 
 
 @triton.jit
-def cast(v, scale, UE8M0: tl.constexpr, TINY: tl.constexpr, FP8: tl.constexpr):
-    """The codes of v / scale; v [groups, width], scale [groups]."""
+def codes_of(x, FP8: tl.constexpr, CLAMP: tl.constexpr, TO: tl.constexpr):
+    """The codes of float32 x in the format of that dtype."""
+    if TO == "float8_e5m2":
+        return encode_e5m2(x, FP8, CLAMP)
+    else:
+        return encode(x, FP8, CLAMP)
+
+
+@triton.jit
+def cast(v, scale, UE8M0: tl.constexpr, TINY: tl.constexpr, FP8: tl.constexpr,
+         TO: tl.constexpr = "float8_e4m3fn"):
+    """The codes of v / scale in the format of that dtype; v [groups, width], scale [groups]."""
     if UE8M0:
-        return encode(v * reciprocal(scale, UE8M0)[:, None], FP8, False)
+        return codes_of(v * reciprocal(scale, UE8M0)[:, None], FP8, False, TO)
     elif TINY:
-        return encode(tl.div_rn(v, tl.broadcast_to(scale[:, None], v.shape)), FP8)
+        return codes_of(tl.div_rn(v, tl.broadcast_to(scale[:, None], v.shape)), FP8, True, TO)
     else:
         # rest = q * s - v, not its negative: so -0 keeps its sign. An infinite scale makes finite
         # values 0: its reciprocal is 0, and 0 stands for it where 0 * infinity would be NaN.
@@ -97,7 +115,7 @@ def cast(v, scale, UE8M0: tl.constexpr, TINY: tl.constexpr, FP8: tl.constexpr):
         negative = inverse * -1.0    # Triton 3.6 takes -x as 0 - x, which loses -0
         q = v * inverse
         rest = tl.fma(q, tl.broadcast_to(divisor, v.shape), -v)
-        return encode(tl.fma(rest, tl.broadcast_to(negative, v.shape), q), FP8, False)
+        return codes_of(tl.fma(rest, tl.broadcast_to(negative, v.shape), q), FP8, False, TO)
 
 
 @triton.jit

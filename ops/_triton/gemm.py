@@ -158,8 +158,11 @@ def lost(DOT: tl.constexpr, FP8: tl.constexpr):
 @triton.jit
 def scale_of_codes(scale, KIND: tl.constexpr, DOT: tl.constexpr, FP8: tl.constexpr):
     """The scale of codes that are multiplied with plain numbers."""
-    if KIND == "fp8" and DOT == "f16" and FP8 != "native":
-        return scale * 256.0
+    if KIND == "fp8" and DOT == "f16":
+        if FP8 != "native":
+            return scale * 256.0
+        else:
+            return scale
     else:
         return scale
 

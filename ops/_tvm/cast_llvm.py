@@ -1,7 +1,7 @@
-"""Casts to e4m3 as LLVM IR: what a group of columns costs, in a third of the plain form's time.
+"""Casts to FP8 as LLVM IR: what a group of columns costs, in a third of the plain form's time.
 
-A magnitude is rounded by adding a power of two that puts e4m3's last bit into the last bit of the
-sum (Dekker 1971); the sum's low byte and its exponent add up to the code. Generic vectors, from
+A magnitude is rounded by adding a power of two that puts the code's last bit into the last bit of
+the sum (Dekker 1971); the sum's low byte and its exponent add up to the code. Generic vectors, from
 which LLVM makes each level's own code, but for AVX512-VBMI, which packs bytes in fewer steps.
 
 For plain groups only: finite, with a scale well inside float32's range. `prepare` tells which.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from ..fp8_format import E4M3, E5M2, Format
+
 STEP = 64                            # columns that a function takes at once
 GROUPS = 16                          # groups whose scales are computed together
-# Values come times 2^-13: with 2^20 between a binade and the power that is added, the exponent's
-# share of the code is then 0 for e4m3's subnormals, modulo 256.
-_SHIFT = -13
-_LEAST = (127 - 6 + _SHIFT) << 23    # the binade of 2^-6, e4m3's least normal
-_SCALES = (0x0D800000, 0x72000000)   # 2^-100 and 2^101: no product or remainder leaves the range
+# From 2^-93 and 2^-80 to 2^101 products and remainders are exact: the least quotient that does not
+# become 0 is 2^-10 and 2^-17, so that a remainder is a multiple of 2^(-10 - 23 - 93 - 23) or more.
+_SCALES = {E4M3: (0x11000000, 0x72000000), E5M2: (0x17800000, 0x72000000)}
 _MULTISHIFT = "llvm.x86.avx512.pmultishift.qb.512"
 _I, _F = "<16 x i32>", "<16 x float>"
 
@@ -123,18 +123,23 @@ def top_function(dtype: str) -> str:
                       *widest("r", "top", dtype), "ret i32 %r", "}"])
 
 
+def _shift(to: Format) -> int:
+    """Values come times 2 to this: the exponent's share of a subnormal's code is 0, modulo 256."""
+    return 1 - to.dropped - to.least
+
+
 @cache
-def prepare_function(how: str, ue8m0: bool) -> str:
+def prepare_function(how: str, ue8m0: bool, to: Format) -> str:
     """void expertile_prepare(top, eps, scale, a, b, plain): the scales of GROUPS groups.
 
     `how` says what the cast takes as a and b; see `_quotient_lines`.
     """
-    low, high = _SCALES
+    low, high = _SCALES[to]
     lines = [f"%t = load {_I}, ptr %top, align 4",
              f"%e0 = insertelement {_I} poison, i32 %eps, i32 0",
              f"%e = shufflevector {_I} %e0, {_I} poison, {_I} zeroinitializer",
              umax("m", "%t", "%e"), f"%mf = bitcast {_I} %m to {_F}",
-             f"%s = fdiv {_F} %mf, {splat(448.0, 'float')}", f"%sb = bitcast {_F} %s to {_I}"]
+             f"%s = fdiv {_F} %mf, {splat(to.most, 'float')}", f"%sb = bitcast {_F} %s to {_I}"]
     if ue8m0:                        # see `ceil_power_of_two`
         lines += [f"%up = add {_I} %sb, {splat(0x7FFFFF, 'i32')}",
                   f"%rb = and {_I} %up, {splat(0x7F800000, 'i32')}"]
@@ -147,12 +152,12 @@ def prepare_function(how: str, ue8m0: bool) -> str:
               f"%in = icmp ult {_I} %off, {splat(high - low, 'i32')}",
               "%good = and <16 x i1> %known, %in", f"%g = zext <16 x i1> %good to {_I}",
               f"store {_I} %g, ptr %plain, align 4"]
-    scaled = splat(2.0**-_SHIFT, "float")
+    scaled = splat(2.0**-_shift(to), "float")
     if how == "divide":
         lines += [f"%a1 = fmul {_F} %r, {scaled}", f"store {_F} %a1, ptr %a, align 4"]
     else:
         lines += [f"%inv = fdiv {_F} {splat(1.0, 'float')}, %r",
-                  f"%ai = fmul {_F} %inv, {splat(2.0**_SHIFT, 'float')}",
+                  f"%ai = fmul {_F} %inv, {splat(2.0**_shift(to), 'float')}",
                   f"store {_F} %ai, ptr %a, align 4"]
     if how == "remainder":
         lines += [f"%bs = fmul {_F} %r, {scaled}", f"store {_F} %bs, ptr %b, align 4"]
@@ -164,11 +169,12 @@ def prepare_function(how: str, ue8m0: bool) -> str:
 
 
 def _quotient_lines(x: str, how: str) -> list[str]:
-    """%{x}y = the value %x divided by the scale, as IEEE division rounds it, times 2^-13.
+    """%{x}y = the value %x divided by the scale, as IEEE division rounds it, times 2^_shift.
 
     "once": times the reciprocal %a; exact where scales are powers of two. "remainder": corrected
     by the remainder of the scale %b (Markstein 1990). "two": the reciprocal as the sum of %a and
-    %b; enough for bfloat16, whose quotients by 448ths of each other are ties or 2^-13 off them.
+    %b; enough for bfloat16, whose quotients by 448ths of each other are ties or 2^-13 off them, and
+    by 57344ths as well: these are 2^7 times those, and there are fewer ties.
     """
     if how == "divide":
         return [f"%{x}y = fdiv {_F} %{x}, %va"]
@@ -180,15 +186,16 @@ def _quotient_lines(x: str, how: str) -> list[str]:
             fma(f"{x}r", f"%{x}n", "%vb", f"%{x}"), fma(f"{x}y", f"%{x}r", "%va", f"%{x}q")]
 
 
-def _sum_lines(x: str, raw: str) -> list[str]:
-    """%{x}t: bits of %{x}y plus its power of two; low byte + bits 20 to 27 are the e4m3 code.
+def _sum_lines(x: str, raw: str, to: Format) -> list[str]:
+    """%{x}t: bits of %{x}y plus its power of two; low byte + eight bits from `dropped` on: code.
 
     The sign of the float32 bits %raw, if there are such, goes to bit 7, which is free.
     """
+    least = (127 + to.least + _shift(to)) << 23
     lines = [f"%{x}i = bitcast {_F} %{x}y to {_I}",
              f"%{x}e = and {_I} %{x}i, {splat(0x7F800000, 'i32')}",
-             umax(f"{x}m", f"%{x}e", splat(_LEAST, "i32")), f"%{x}f = bitcast {_I} %{x}m to {_F}",
-             f"%{x}s = fmul {_F} %{x}f, {splat(2.0**20, 'float')}",
+             umax(f"{x}m", f"%{x}e", splat(least, "i32")), f"%{x}f = bitcast {_I} %{x}m to {_F}",
+             f"%{x}s = fmul {_F} %{x}f, {splat(2.0**to.dropped, 'float')}",
              f"%{x}z = fadd {_F} %{x}s, %{x}y"]
     if not raw:
         return [*lines, f"%{x}t = bitcast {_F} %{x}z to {_I}"]
@@ -197,9 +204,10 @@ def _sum_lines(x: str, raw: str) -> list[str]:
             f"%{x}b = and {_I} %{x}g, {splat(0x80, 'i32')}", f"%{x}t = or {_I} %{x}u, %{x}b"]
 
 
-def _code_lines(x: str) -> list[str]:
+def _code_lines(x: str, to: Format) -> list[str]:
     """%{x}c: the code's seven bits in the low byte, garbage above."""
-    return [f"%{x}h = lshr {_I} %{x}t, {splat(20, 'i32')}", f"%{x}c = add {_I} %{x}h, %{x}t"]
+    return [f"%{x}h = lshr {_I} %{x}t, {splat(to.dropped, 'i32')}",
+            f"%{x}c = add {_I} %{x}h, %{x}t"]
 
 
 def _words(pair: int, dtype: str) -> list[str]:
@@ -239,10 +247,10 @@ def _sign_lines(pair: int, dtype: str) -> list[str]:
             f"%z{pair} = or <32 x i8> %c{pair}, %{g}"]
 
 
-def _packed_lines(pair: int, paired: bool) -> list[str]:
+def _packed_lines(pair: int, paired: bool, to: Format) -> list[str]:
     """%c{pair}: the codes of 32 columns as bytes, without the signs of two-byte values."""
     a, b, c = f"v{pair}0", f"v{pair}1", f"c{pair}"
-    lines = [*_code_lines(a), *_code_lines(b)]
+    lines = [*_code_lines(a, to), *_code_lines(b, to)]
     if paired:
         return [*lines, f"%{c}o = shl {_I} %{b}c, {splat(8, 'i32')}",
                 f"%{c}e = and {_I} %{a}c, {splat(0xFF, 'i32')}", f"%{c}x = or {_I} %{c}o, %{c}e",
@@ -252,7 +260,7 @@ def _packed_lines(pair: int, paired: bool) -> list[str]:
             f"%{c} = trunc <32 x i32> %{c}j to <32 x i8>"]
 
 
-def _bytes_lines(paired: bool) -> list[str]:
+def _bytes_lines(paired: bool, to: Format) -> list[str]:
     """%codes: the codes of 64 columns with AVX512-VBMI.
 
     Each multishift takes the two bytes of two sums; merged, a quadword holds those of four columns,
@@ -265,7 +273,7 @@ def _bytes_lines(paired: bool) -> list[str]:
         for odd in range(2):
             v, at = f"v{pair}{odd}", [0] * 8
             for lane, place in enumerate(places[odd]):
-                at[place], at[4 + place] = 32 * lane + 20, 32 * lane
+                at[place], at[4 + place] = 32 * lane + to.dropped, 32 * lane
             control = "<" + ", ".join(f"i8 {s}" for s in at * 8) + ">"
             lines += [f"%{v}x = bitcast {_I} %{v}t to <64 x i8>",
                       f"%{v}c = call <64 x i8> @{_MULTISHIFT}(<64 x i8> {control}, "
@@ -291,8 +299,8 @@ def _signed_bytes_lines() -> list[str]:
 
 
 @cache
-def cast_function(dtype: str, how: str, vbmi: bool, paired: bool = False) -> str:
-    """void expertile_cast(x, q, n, a, b): the e4m3 codes of n columns of a plain group.
+def cast_function(dtype: str, how: str, vbmi: bool, to: Format, paired: bool = False) -> str:
+    """void expertile_cast(x, q, n, a, b): the codes of n columns of a plain group.
 
     `paired`: of each 32 float32 columns x holds the even ones before the odd ones.
     """
@@ -302,9 +310,10 @@ def cast_function(dtype: str, how: str, vbmi: bool, paired: bool = False) -> str
     for pair in range(2):
         body += _words(pair, dtype)
         for v in (f"v{pair}0", f"v{pair}1"):
-            body += _quotient_lines(v, how) + _sum_lines(v, f"{v}k" if dtype == "float32" else "")
+            body += _quotient_lines(v, how)
+            body += _sum_lines(v, f"{v}k" if dtype == "float32" else "", to)
         if not vbmi:
-            body += _packed_lines(pair, paired)
+            body += _packed_lines(pair, paired, to)
             if dtype != "float32":
                 body += _sign_lines(pair, dtype)
             body += [f"%p{pair}o = add i64 %i, {32 * pair}",
@@ -312,7 +321,7 @@ def cast_function(dtype: str, how: str, vbmi: bool, paired: bool = False) -> str
                      f"store <32 x i8> %{'c' if dtype == 'float32' else 'z'}{pair}, "
                      f"ptr %p{pair}, align 1"]
     if vbmi:
-        body += _bytes_lines(paired)
+        body += _bytes_lines(paired, to)
         if dtype != "float32":
             body += _signed_bytes_lines()
         body += ["%to = getelementptr i8, ptr %q, i64 %i",

@@ -1,19 +1,37 @@
-"""Groups of columns cast to e4m3, GROUPS at a time: their scales are divided out together.
+"""Groups of columns cast to FP8, GROUPS at a time: their scales are divided out together.
 
 One group's maximum, scale and cast wait for each other; taken one by one they cost twice the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
+from ..fp8_format import E4M3, E5M2, Format
+from . import e5m2, fp8
 from .cast_llvm import DECLARED, STEP, cast_function, prepare_function, top_function
 from .silu_llvm import activate_function
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
+
+
+@dataclass(frozen=True)
+class Cast:
+    """What a lowering needs to cast to a format."""
+
+    operator: str                    # whose lowering it is
+    to: Format
+    scale_of: Callable[[Any, bool], Any]         # (largest magnitude's bits, UE8M0) -> scale
+    encode: Callable[[Any], Any]                 # float32 -> the code as int32
+
+
+TO_E4M3 = Cast("per_token_group_quant_fp8", E4M3, fp8.scale_of, fp8.encode_e4m3)
+TO_E5M2 = Cast("per_token_group_quant_fp8_e5m2", E5M2, e5m2.scale_of, e5m2.encode_e5m2)
 
 
 def takes(group: int) -> bool:
@@ -30,21 +48,22 @@ def _quotients(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
     return "two" if dtype == "bfloat16" else "remainder"
 
 
-def functions(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
+def functions(target: VectorTarget, dtype: str, ue8m0: bool, to: Format = E4M3) -> str:
     """The IR that `top_of`, `prepare` and `cast` call."""
     how = _quotients(target, dtype, ue8m0)
-    return "\n".join((DECLARED, top_function(dtype), prepare_function(how, ue8m0),
-                      cast_function(dtype, how, "bf16" in target.dots)))
+    return "\n".join((DECLARED, top_function(dtype), prepare_function(how, ue8m0, to),
+                      cast_function(dtype, how, "bf16" in target.dots, to)))
 
 
 def silu_functions(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
-    """The IR that `activate`, `prepare` and `cast` call; `activate` writes what `cast` reads.
+    """The IR that `activate`, `prepare` and `cast` to e4m3 call; `activate` writes for `cast`.
 
     Reciprocals do: an activation is a unit in the last place off before the cast as well.
     """
     how = "divide" if target.lanes == 4 else "once"
-    return "\n".join((DECLARED, activate_function(dtype), prepare_function(how, ue8m0),
-                      cast_function("float32", how, "bf16" in target.dots, dtype == "bfloat16")))
+    return "\n".join((DECLARED, activate_function(dtype), prepare_function(how, ue8m0, E4M3),
+                      cast_function("float32", how, "bf16" in target.dots, E4M3,
+                                    dtype == "bfloat16")))
 
 
 def top_of(where: Any, columns: int) -> Any:

@@ -11,6 +11,7 @@ from .._ascend.casts import cast_rows, compiler_flags, row_space
 from .._ascend.fp8 import codes, stored
 from .._ascend.tile import constant, kernel
 from ..fp8 import scale_count
+from ..fp8_format import E4M3, Format
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
@@ -36,14 +37,14 @@ def space(target: AscendTarget, shape: Shape) -> Space:
     return row_space(target, rows * groups, int(shape["group_size"]) * _ROW_BYTES)
 
 
-def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
+def program(target: AscendTarget, shape: Shape, config: Config, to: Format = E4M3) -> Any:
     """quant(rows, eps, x [rows, K], q [rows, K], s [rows, groups]); a block per tile and group."""
     group, tile = int(shape["group_size"]), int(config["rows"])
     groups, columns = _pairs(shape)
     with kernel("per_token_group_quant") as k:
         rows, eps = k.scalar("rows"), k.float_scalar("eps")
         x = k.tensor("x", (rows, columns), str(shape["dtype"]))
-        q = k.tensor("q", (rows, columns), stored(target, "float8_e4m3fn"))
+        q = k.tensor("q", (rows, columns), stored(target, to.dtype))
         s = k.tensor("s", (rows, groups), "float32")
         first = k.block("x", T.ceildiv(rows, tile)) * tile
         g = k.block("y", groups)
@@ -60,14 +61,14 @@ def program(target: AscendTarget, shape: Shape, config: Config) -> Any:
             lambda tile_, value: k.store(q, (tile, group), lambda i, j: (first + i, g * group + j),
                                          lambda i, j: value(tile_, i, j), inside),
             lambda scale: k.store(s, (tile,), lambda i: (first + i, g), lambda i: scale[i],
-                                  lambda i: first + i < rows))
+                                  lambda i: first + i < rows), to)
     return k.func
 
 
-def build(target: AscendTarget, shape: Shape, config: Config) -> Kernel:
+def build(target: AscendTarget, shape: Shape, config: Config, to: Format = E4M3) -> Kernel:
     """Leading axes are flattened; scales in another layout go through a scratch tensor."""
     groups, columns = _pairs(shape)
-    made = program(target, shape, config) if columns else None
+    made = program(target, shape, config, to) if columns else None
 
     def run(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
             tma_aligned_scales: bool, use_ue8m0: bool, *, out: Outputs) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._triton.casts import cast, group_space, largest, pairs_of, scale_from, tiny_scales
 from .._triton.fp8 import codes
 from ..fp8 import scale_count
+from ..fp8_format import E4M3, Format
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 def per_token_group_quant(x, q, s, rows, lead, eps, x_m, s_b, s_m, s_g, K: tl.constexpr,
                           GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
                           GROUPS: tl.constexpr, UE8M0: tl.constexpr, TINY: tl.constexpr,
-                          FP8: tl.constexpr, NESTED: tl.constexpr):
-    """q and s of ROWS rows by GROUPS groups; WIDTH is GROUP rounded up to a power of two.
+                          FP8: tl.constexpr, NESTED: tl.constexpr, MOST: tl.constexpr,
+                          TO: tl.constexpr):
+    """q (of dtype TO) and s of ROWS rows by GROUPS groups; WIDTH: the power of two >= GROUP.
 
     Row r of x stands at x + r * x_m; its scales at s + r * s_m, and where leading axes are NESTED
     at s + r // lead * s_b + r % lead * s_m.
@@ -38,8 +40,8 @@ def per_token_group_quant(x, q, s, rows, lead, eps, x_m, s_b, s_m, s_g, K: tl.co
     if K % GROUP != 0:
         mask &= column < K
     v = tl.load(x + row[:, None] * x_m + column, mask=mask, other=0.0).to(tl.float32)
-    scale = scale_from(largest(v), eps, UE8M0, TINY)
-    tl.store(q + row[:, None] * K + column, cast(v, scale, UE8M0, TINY, FP8), mask=mask)
+    scale = scale_from(largest(v), eps, UE8M0, TINY, MOST)
+    tl.store(q + row[:, None] * K + column, cast(v, scale, UE8M0, TINY, FP8, TO), mask=mask)
     if NESTED:
         s += row // lead * s_b + row % lead * s_m
     else:
@@ -54,7 +56,7 @@ def space(target: GridTarget, shape: Shape) -> Space:
     return group_space(target, tokens, scale_count(k, group), triton.next_power_of_2(group), tokens)
 
 
-def build(target: GridTarget, shape: Shape, config: Config) -> Kernel:
+def build(target: GridTarget, shape: Shape, config: Config, to: Format = E4M3) -> Kernel:
     """Leading axes are flattened; x without dense rows of a common stride is copied."""
     k, group = int(shape["k"]), int(shape["group_size"])
     down, across = int(config["rows"]), int(config["groups"])
@@ -72,8 +74,8 @@ def build(target: GridTarget, shape: Shape, config: Config) -> Kernel:
                       codes(q, target.fp8), s, rows.shape[0], lead, eps, rows.stride(0),
                       s.stride(-3) if s.ndim > 2 else 0, s.stride(-2) if s.ndim > 1 else 0,
                       s.stride(-1), K=k, GROUP=group, WIDTH=triton.next_power_of_2(group),
-                      ROWS=down, GROUPS=across, UE8M0=use_ue8m0, TINY=tiny_scales(eps),
+                      ROWS=down, GROUPS=across, UE8M0=use_ue8m0, TINY=tiny_scales(eps, to),
                       FP8=target.fp8, NESTED=s.ndim > 2 and not s.is_contiguous(),
-                      num_warps=int(config["warps"]))
+                      MOST=to.most, TO=to.dtype, num_warps=int(config["warps"]))
 
     return run

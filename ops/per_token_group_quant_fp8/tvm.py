@@ -10,7 +10,8 @@ from tvm.script import tirx as T
 
 from .._tvm import group_cast
 from .._tvm.cast_llvm import GROUPS
-from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
+from .._tvm.fp8 import bits, magnitude_bits, scaled
+from .._tvm.group_cast import TO_E4M3, Cast
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -25,14 +26,16 @@ def space(target: VectorTarget, shape: Shape) -> Space:
     return Space({"lanes": lanes, "rows": (4, 1, 16, 64), "serial": (16384, 0, 65536)})
 
 
-def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
+def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E4M3
+          ) -> dict[str, Any]:
     """main(x [M, K], eps, q [M, K] uint8, s [M, G]); rows of x and all of s may be strided."""
     k, group, dtype = int(static["k"]), int(static["group_size"]), str(static["dtype"])
     lanes, rows, ue8m0 = int(config["lanes"]), int(config["rows"]), bool(static["ue8m0"])
     groups, last = -(-k // group), k - (-(-k // group) - 1) * group
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
     whole = k // group if group_cast.takes(group) else 0
-    functions = group_cast.functions(target, dtype, ue8m0) if whole else ""
+    functions = group_cast.functions(target, dtype, ue8m0, cast.to) if whole else ""
+    encode, scale_of = cast.encode, cast.scale_of
 
     def wide(value: Any) -> Any:     # a helper, not `v = ...`: that would declare a buffer in TIR
         return T.Cast("float32", value)
@@ -49,7 +52,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             for l in T.vectorized(w):        # a store between: the encoder repeats its argument
                 v[l] = scaled(wide(X[r, first + i * w + l]), scale[0], ue8m0)
             for l in T.vectorized(w):
-                Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(v[l]))
+                Q[r, first + i * w + l] = T.Cast("uint8", encode(v[l]))
 
     @T.inline
     def cast_group(X, EPS, Q, S, r, g, width, top, scale, v):  # type: ignore[no-untyped-def]
@@ -127,10 +130,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     return {"main": main}
 
 
-def build(target: VectorTarget, shape: Shape, config: Config) -> Kernel:
+def build(target: VectorTarget, shape: Shape, config: Config, cast: Cast = TO_E4M3) -> Kernel:
     """Flatten leading axes; only scales that cannot be flattened go through a scratch."""
     k, static = int(shape["k"]), {a: shape[a] for a in ("k", "group_size", "dtype", "ue8m0")}
-    main = target.compile("per_token_group_quant_fp8", static, config)["main"] if k else None
+    main = target.compile(cast.operator, static, config)["main"] if k else None
 
     def run(x: Tensor, group_size: int, eps: float, column_major_scales: bool,
             tma_aligned_scales: bool, use_ue8m0: bool, *, out: Outputs) -> None:

@@ -10,6 +10,7 @@ from .custom_ops import custom_op
 _CAST = ("int group_size, float eps, bool column_major_scales, bool tma_aligned_scales, "
          "bool use_ue8m0) -> (Tensor, Tensor)")
 _per_token_group_quant = custom_op("per_token_group_quant_fp8", f"(Tensor x, {_CAST}")
+_per_token_group_quant_e5m2 = custom_op("per_token_group_quant_fp8_e5m2", f"(Tensor x, {_CAST}")
 _per_token_group_quant_int8 = custom_op(
     "per_token_group_quant_int8", "(Tensor x, int group_size, float eps) -> (Tensor, Tensor)")
 _silu_mul_quant = custom_op("silu_mul_quant_fp8", f"(Tensor x, {_CAST}")
@@ -25,11 +26,12 @@ _silu_mul = custom_op("silu_mul", "(Tensor x) -> Tensor")
 
 def per_token_group_quant_fp8(
         x: Tensor, group_size: int = 128, eps: float = 1e-10, column_major_scales: bool = False,
-        tma_aligned_scales: bool = False, use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
-    """Cast to e4m3 with one scale per token and group of columns (DeepSeek-V3 report, 3.3).
+        tma_aligned_scales: bool = False, use_ue8m0: bool = False,
+        dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """Cast to FP8 with one scale per token and group of columns (DeepSeek-V3 report, 3.3).
 
     s = max(amax, eps) / 448 and q = e4m3(x / s), in float32 with IEEE division, round to nearest
-    even, saturating: bit for bit the same on every target.
+    even, saturating: bit for bit the same on every target. For e5m2, 57344 stands for 448.
 
     Args:
         x: [..., K] float32, bfloat16 or float16; K need not be a multiple of group_size.
@@ -38,15 +40,20 @@ def per_token_group_quant_fp8(
         column_major_scales: store the scales with tokens adjacent.
         tma_aligned_scales: and pad that layout's token stride to 16 bytes.
         use_ue8m0: round every scale up to a power of two.
+        dtype: of q: float8_e4m3fn or float8_e5m2, as in vLLM's function of this name.
 
     Returns:
-        q [..., K] float8_e4m3fn and s [..., ceil(K / group_size)] float32; x is about q * s.
+        q [..., K] in `dtype` and s [..., ceil(K / group_size)] float32; x is about q * s.
 
     Raises:
-        ValueError: x is not a float tensor, or group_size < 1.
+        ValueError: group_size < 1.
+        TypeError: x is not a float tensor, or dtype is neither of the two.
     """
-    q, s = _per_token_group_quant(x, group_size, eps, column_major_scales, tma_aligned_scales,
-                                  use_ue8m0)
+    if dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+        raise TypeError(f"dtype must be float8_e4m3fn or float8_e5m2, got {dtype}; codes are those "
+                        "of the OCP formats on every device")
+    cast = _per_token_group_quant if dtype == torch.float8_e4m3fn else _per_token_group_quant_e5m2
+    q, s = cast(x, group_size, eps, column_major_scales, tma_aligned_scales, use_ue8m0)
     return q, s
 
 

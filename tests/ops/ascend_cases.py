@@ -56,6 +56,9 @@ def examined(device: str, name: str, shape: Shape, cache_dir: Path, config: Conf
 
 
 def v3(name: str, last: bool = False) -> Shape:
-    """The first or last shape that DeepSeek-V3 makes of an operator; int8 casts: V3 in int8."""
-    model = replace(preset("v3"), weight_dtype="int8") if "int8" in name else preset("v3")
+    """The first or last shape that V3 makes of an operator; casts to int8, e5m2: V3 in these."""
+    model = preset("v3")
+    for part, dtype in (("int8", "int8"), ("e5m2", "float8_e5m2")):
+        if part in name:
+            model = replace(model, weight_dtype=dtype)
     return ops.load(name).shapes(model, Load())[-1 if last else 0]

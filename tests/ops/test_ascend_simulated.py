@@ -14,7 +14,7 @@ CASES = [("gemm_nt", 0, 4), ("gemm_nt", 1, 4), ("m_grouped_gemm_nt_masked", 0, 4
          ("per_token_group_quant_fp8", 0, 5), ("silu_mul", 0, 4), ("mla_decode", 0, 2),
          ("per_token_group_quant_int8", 2, 7), ("gemm_nt", 9, 3), ("gemm_nt", 8, 2),
          ("fused_moe", 0, 3), ("fused_moe", 1, 4), ("weight_dequant", 1, 1),
-         ("mla_kv_append", 2, 2)]
+         ("mla_kv_append", 2, 2), ("per_token_group_quant_fp8_e5m2", 2, 6)]
 
 
 @pytest.mark.parametrize(("name", "shape", "cases"), CASES)

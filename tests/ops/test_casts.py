@@ -60,6 +60,17 @@ def same(got: Tensor, expected: Tensor) -> bool:
     return bool(((got.view(bits) == expected.view(bits)) | nan).all())
 
 
+@pytest.mark.parametrize("arch", [None, "x86-avx2"])
+def test_groups_too_small_for_exact_remainders(cpu: Target, arch: str | None) -> None:
+    """Below a scale of 2^-93 the remainder of a quotient by two parts is no longer exact."""
+    target = cpu if arch is None else targets.load("cpu", arch=arch)
+    x = torch.full((2, 128), float.fromhex("0x1.c00014p-107"))
+    x[:, 0] = float.fromhex("0x1.c00014p-91")
+    op = ops.load("per_token_group_quant_fp8")
+    args = x, 128, 1e-38, False, False, False
+    assert all(same(a, b) for a, b in zip(run(op, target, *args), want(op, *args), strict=True))
+
+
 @pytest.mark.parametrize(("op", "shape"), [(op, s) for op in CASTS for s in op.odd_shapes],
                          ids=lambda v: v.name if isinstance(v, Operator) else str(dict(v)))
 def test_configs_match_the_reference(cpu: Target, op: Operator, shape: Shape) -> None:
