@@ -27,6 +27,7 @@ _GEMM: Shape = {"n": 96, "k": 256, "out_dtype": "bfloat16", "block_n": 128, "blo
 PROBES: Mapping[str, tuple[str, Shape]] = {
     "int8": ("gemm_nt", {**_GEMM, "a_dtype": "int8", "w_dtype": "int8"}),
     "fp8": ("gemm_nt", {**_GEMM, "a_dtype": "float32", "w_dtype": "float8_e4m3fn"}),
+    "half": ("gemm_nt", {**_GEMM, "a_dtype": "float32", "w_dtype": "float16"}),
     "bf16": ("mla_prefill", {"heads": 4, "d_qk": 192, "d_v": 128, "dtype": "bfloat16",
                              "causal": True, "tokens": 128, "ctx": 128, "batch": 1}),
 }
@@ -57,9 +58,9 @@ def must_have(level: Level, probe: str) -> tuple[str, ...]:
     found = [kind for dot, (kind, at) in _DOTS.items() if dot in level.dots and at == probe]
     if level.machine == "x86_64":
         found += [{16: "zmm", 8: "ymm"}[level.lanes]] if level.lanes >= _F16C else []
-        if probe == "fp8" and level.lanes >= _F16C:
-            found += ["half", "fma"]
-    elif probe == "fp8":
+        if level.lanes >= _F16C:     # there codes become float32 by shifts (`_tvm/quarters.py`)
+            found += {"fp8": ["fma"], "half": ["half", "fma"]}.get(probe, [])
+    elif probe in ("fp8", "half"):
         found += ["half", "fma"]
     return tuple(found)
 

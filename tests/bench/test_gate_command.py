@@ -80,14 +80,18 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         [sys.executable, "-m", "expertile", "bench", "gate", "--base", "HEAD", "--suite",
          "bench_x.py", "--rounds", "100000", "--out", "r.json"], cwd=root, text=True,
         env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and len(_children(run.pid)) < 4:    # three sides, the anchor
-        time.sleep(0.1)
-    time.sleep(0.5)
-    children = _children(run.pid)
-    run.send_signal(signal.SIGINT)
-    out, said = run.communicate(timeout=60)
+        stderr=subprocess.PIPE,      # a shell's background job starts with Ctrl-C ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and len(_children(run.pid)) < 4:    # three sides, the anchor
+            time.sleep(0.1)
+        time.sleep(0.5)
+        children = _children(run.pid)
+        run.send_signal(signal.SIGINT)
+        out, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert (run.returncode, out, said) == (130, "", "interrupted; nothing was written\n")
     assert len(children) == 4 and not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert not (root / "r.json").exists() and not list(temporary.iterdir())
