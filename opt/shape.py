@@ -113,8 +113,15 @@ def _decide(job: Job, pool: Pool, search: Search | SharedSearch, site: Site) -> 
     if of_default.status != "ok":
         return Outcome(of_default, len(job.rows), resumed=False)
     say(job, pool, "race")
-    return _conclude(job, pool, decide(list(job.rows.values()), default, before,
-                                       _racer(job, site)))
+    race = _racer(job, site)
+
+    def elsewhere(configs: list[Config], rounds: int) -> Raced | None:
+        job.workers.renew()
+        return race(configs, rounds)
+
+    on_cpu = job.target.computes and job.target.torch_device == "cpu"
+    return _conclude(job, pool, decide(list(job.rows.values()), default, before, race,
+                                       elsewhere if on_cpu else None))
 
 
 def _measured(record: Record | None) -> Record | None:

@@ -107,6 +107,11 @@ class Workers:
             self._check_bench(site, baseline)
         return tried
 
+    def renew(self) -> None:
+        """Measure in a new process from now on: its stack and buffers lie elsewhere."""
+        self._bench.close()
+        self._prepared = None
+
     def race(self, site: Site, configs: Sequence[Config], rounds: int, seconds: float
              ) -> Raced | None:
         """Samples of finalists, the baseline last; None when the child did not live to tell."""
@@ -128,8 +133,7 @@ class Workers:
         except (ChildTimeout, ChildCrashed, ChildFailed):
             sound = False
         if not sound:
-            self._bench.close()
-            self._prepared = None
+            self.renew()
 
     def _call(self, child: Child, timeout_s: float, crash_status: str, job: str, site: Site,
               **kwargs: Any) -> Tried:

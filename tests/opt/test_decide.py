@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from expertile.opt.decide import decide
+from expertile.opt.decide import Racer, decide
 from expertile.opt.stats import low, speedup
 from expertile.opt.workers import Raced
 from tests.tuning_db.records import candidate
@@ -57,6 +57,26 @@ def test_a_race_that_dies_keeps_the_default() -> None:
     rows = [candidate(0, us=100.0, default_us=100.0), candidate(1, us=50.0, default_us=100.0)]
     verdict = decide(rows, {"i": 0}, None, lambda configs, rounds: None)
     assert verdict.decision == "default kept" and "died" in verdict.note
+
+
+@pytest.mark.parametrize(("there", "decision", "stored"), [
+    (60.0, "tuned", 60.0), (40.0, "tuned", 50.0), (100.0, "default kept", 100.0),
+    (140.0, "default kept", 100.0), (None, "default kept", 100.0)])
+def test_a_gain_has_to_be_there_in_a_second_process(there: float | None, decision: str,
+                                                    stored: float) -> None:
+    """50 against 100 in the first; the smaller gain of two is stored."""
+    rows = [candidate(0, us=100.0, default_us=100.0), candidate(1, us=50.0, default_us=100.0)]
+
+    def race(us: float | None) -> Racer:
+        return lambda configs, rounds: us and Raced([
+            [100.0 if c["i"] == 0 else us] * rounds for c in configs])
+
+    verdict = decide(rows, {"i": 0}, None, race(50.0), race(there))
+    assert verdict.decision == decision and verdict.config == {"i": int(decision == "tuned")}
+    if there is not None:
+        assert (low(list(verdict.samples)), low(list(verdict.baseline))) == (stored, 100.0)
+    assert ("in another" in verdict.note) == (there in (100.0, 140.0))
+    assert ("second process" in verdict.note) == (there is None)
 
 
 def test_intervals() -> None:
