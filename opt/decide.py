@@ -2,8 +2,8 @@
 
 Two measurements on purpose: the race picks a challenger among several, so its own figures flatter
 it; only fresh rounds of challenger against default decide and are stored. On CPUs a gain must be
-there in a second process too: where stack and buffers lie has made one config 0.7 or 1.6 times the
-other (docs/facts.md).
+there in a second process too: kernels take 1.6 times as long where the stack lies at the same place
+of a page as the rows (docs/facts.md).
 """
 
 from __future__ import annotations

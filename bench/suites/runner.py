@@ -67,6 +67,7 @@ class Runner:
         arch = self.options.arch
         self.torch = Child(0, env={**levels.environment(arch), **ENVIRONMENT})
         self.ggml = Child(0, env=ENVIRONMENT)
+        self.about["memory of all"] = "large pages asked for: " + ENVIRONMENT["GLIBC_TUNABLES"]
         for child in (self.torch, self.ggml):
             stack.callback(child.close)
         for threads in self.options.threads:

@@ -17,7 +17,8 @@ from expertile.targets.cpu.levels import LEVELS
 
 @pytest.mark.parametrize(("level", "probe"), [
     *((level, "int8") for level in LEVELS), ("x86-avx512-bf16", "bf16"), ("x86-avx512", "bf16"),
-    ("x86-avx2", "fp8"), ("x86-avx2", "half"), ("aarch64-dotprod", "fp8"), ("aarch64", "half")])
+    ("x86-avx2", "fp8"), ("x86-avx2", "half"), ("aarch64-dotprod", "fp8"), ("aarch64", "fp8"),
+    ("aarch64", "half")])
 def test_instructions_are_there_and_no_others(level: str, probe: str) -> None:
     if not LEVELS[level].is_ours:
         pytest.importorskip("capstone")
