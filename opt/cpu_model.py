@@ -112,13 +112,10 @@ def _one_gemm(target: VectorTarget, shape: Shape, config: Config, n: int, k: int
     columns = g.width * halves
     if of_item > g.panel_rows:
         cycles = steps * columns * (convert + 3) / ISSUE        # into a transposed panel
-        tiles_n, left = ceil(columns / g.tile_n), of_item
-        while left > 0:
-            size = next(s for s in g.row_sizes if s <= max(left, 1))
-            cycles += tiles_n * k / (2 if pairs else 1) * tile_cycles(size, g.pn, 0, target.lanes)
-            left -= size
-        if 4 * g.panel_k * g.tile_n > L2_BYTES:
-            cycles *= OVERFLOWS
+        count = ceil(of_item / g.pm)                            # equal tiles of rows
+        size = max(ceil(of_item / count), g.row_sizes[-1])
+        cycles += (count * ceil(columns / g.tile_n) * k / (2 if pairs else 1)
+                   * tile_cycles(size, g.pn, 0, target.lanes))
     else:
         cycles, left = 0.0, of_item
         while left > 0:

@@ -14,19 +14,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
 from ..space import Config, Knob, Space
 from .bf16dot import dot
 from .exp2 import exp2_nonpositive
+from .registers import Registers, local
+
+if TYPE_CHECKING:
+    from .attention_feed import Feed
 
 Expr = Any                           # a TVM expression
 Buffer = Any                         # a TVM buffer
 
 Keys = Callable[[Expr], Callable[[int, Expr], Expr]]     # score tile -> (key, element) -> value
 
+UNROLL = 4                           # steps of a score tile written out
+PANEL_BYTES = 16384                  # of queries that fit the first-level cache beside keys
+LINE = 16                            # elements of a cache line
 NO_KEY = -1e30                       # a row maximum that no score reaches: no key seen so far
 LOW, HIGH = 0xFFFF, -65536           # the halves of a pair
 
@@ -89,8 +96,13 @@ class Tile:
 
     @property
     def columns(self) -> int:
-        """Features of the output: whole tiles; of pairs, whole vectors of even and odd ones."""
-        return int(padded(padded(self.d_v, self.pv * self.lanes), self.lanes * self.step))
+        """Features of the output: whole vectors; of pairs, as many of even as of odd ones."""
+        return int(padded(self.d_v, self.lanes * self.step))
+
+    @property
+    def acc_columns(self) -> int:
+        """Elements of a row of outputs in the scratch: an odd number of cache lines."""
+        return (-(-self.columns // LINE) | 1) * LINE
 
     @property
     def value_columns(self) -> int:
@@ -99,8 +111,12 @@ class Tile:
 
     @property
     def key_columns(self) -> int:
-        """Elements of a row of keys, whole vectors; in float32 a row is also a row of values."""
-        return max(int(padded(self.q_steps, self.lanes)), self.columns // self.step)
+        """Elements of a row of keys, whole vectors; in float32 a row is also a row of values.
+
+        An odd number of cache lines spreads the rows of a strip over all sets of the cache.
+        """
+        lines = -(-max(self.q_steps, self.columns // self.step) // LINE)
+        return (lines | 1) * LINE
 
     def vector(self, first: Expr) -> Expr:
         """The indices of one vector."""
@@ -133,11 +149,6 @@ def when(condition: Expr) -> Iterator[None]:
         yield
 
 
-def registers(count: int, lanes: int, dtype: str = "float32") -> Buffer:
-    """Vector registers: constant indices only."""
-    return T.alloc_buffer((count * lanes,), dtype, scope="local")
-
-
 class Block:
     """The scratch of one task, and the steps of a block of keys on it."""
 
@@ -148,11 +159,11 @@ class Block:
         def scratch(*sizes: int, dtype: str = "float32") -> Buffer:
             return T.alloc_buffer(sizes, dtype, scope="global")
 
-        self.q = scratch(t.row_vectors, t.q_steps, t.lanes, dtype=t.unit)
+        self.q = scratch(t.row_vectors, t.q_steps * t.lanes, dtype=t.unit)
         self.keys = scratch(t.key_rows, t.key_columns, dtype=t.unit)
         self.s = scratch(t.row_vectors, t.key_rows, t.lanes)
         self.p = scratch(t.scales, t.row_vectors, t.key_rows // t.step, t.lanes, dtype=t.unit)
-        self.acc = scratch(t.row_vectors * t.lanes, t.columns)
+        self.acc = scratch(t.row_vectors * t.lanes, t.acc_columns)
         self.top, self.block_top = scratch(*shape), scratch(*shape)
         self.total, self.rescale = scratch(*shape), scratch(*shape)
         self.sees = scratch(*shape, dtype="int32")   # keys of the block that a row sees
@@ -179,15 +190,30 @@ class Block:
         t = self.tile
         return self.sees[group * t.hv + (t.hv - 1), t.lanes - 1]
 
-    def scores(self, rows: Expr, n: Expr, factor: Expr, tile_keys: Keys | None = None) -> None:
+    def scores(self, rows: Expr, n: Expr, factor: Expr, tile_keys: Keys | None = None,
+               feed: Feed | None = None) -> None:
         """s = factor * q . keys for n keys, -inf where a row does not see one.
 
-        `tile_keys` finds the keys of a score tile where they stand; else they are in the scratch.
+        `tile_keys` finds the keys of a score tile where they stand; else they are in the scratch,
+        where `feed` puts them with the last tile of rows.
         """
         t = self.tile
+        tiles = rows // t.group
         with T.serial(rows // t.lanes) as v:
             put(self.block_top, (v, t.vector(0)), self.top[v, t.vector(0)])
-        with (T.serial((n + (t.nk - 1)) // t.nk) as jt, T.serial(rows // t.group) as it,
+        if feed:                     # the last rows see the most keys
+            with T.serial((n + (t.nk - 1)) // t.nk) as jt, scope("fed"):
+                self._score_tile(tiles - 1, jt, factor, self._loaded(jt), feed)
+        if feed and t.row_vectors == t.hv:
+            return
+        others = tiles - int(feed is not None)
+        if t.group * t.q_steps * 4 <= PANEL_BYTES:       # stays near while all keys pass by
+            with (T.serial(others) as it,
+                  T.serial((T.min(n, self.last_sees(it)) + (t.nk - 1)) // t.nk) as jt,
+                  scope("scores")):
+                self._score_tile(it, jt, factor, (tile_keys or self._loaded)(jt))
+            return
+        with (T.serial((n + (t.nk - 1)) // t.nk) as jt, T.serial(others) as it,
               when(jt * t.nk < self.last_sees(it)), scope("scores")):
             self._score_tile(it, jt, factor, (tile_keys or self._loaded)(jt))
 
@@ -195,45 +221,50 @@ class Block:
         return lambda j, d: self.keys[jt * self.tile.nk + j, d]
 
     def _score_tile(self, it: Expr, jt: Expr, factor: Expr,
-                    key: Callable[[int, Expr], Expr]) -> None:
+                    key: Callable[[int, Expr], Expr], feed: Feed | None = None) -> None:
         t = self.tile
         # a key is broadcast once and used at once: its order decides how many registers are live
         cells = [(i, j, i * t.nk + j) for j in range(t.nk) for i in range(t.hv)]
-        reg = registers(len(cells), t.lanes)
+        reg = Registers(len(cells), t.lanes)
 
-        def zero(buffer: Buffer) -> None:
+        def zero(sums: Registers) -> None:
             for _, _, a in cells:
-                put(buffer, t.vector(a * t.lanes), T.broadcast(T.float32(0), t.lanes))
+                sums.set(a, T.broadcast(T.float32(0), t.lanes))
 
-        def product(buffer: Buffer, first: int, count: int) -> None:
-            with T.serial(first, first + count) as d:
-                for i, j, a in cells:
-                    r = t.vector(a * t.lanes)
-                    put(buffer, r, t.add(buffer[r], self.q[it * t.hv + i, d, t.vector(0)],
-                                         key(j, d)))
+        def step(sums: Registers, d: Expr) -> None:
+            for i, j, a in cells:
+                sums.set(a, t.add(sums[a], self.q[it * t.hv + i, t.vector(d * t.lanes)], key(j, d)))
+
+        def product(sums: Registers, first: int, count: int) -> None:
+            with T.serial(count // UNROLL) as c:
+                for u in range(UNROLL):
+                    step(sums, first + c * UNROLL + u)
+            if count % UNROLL:
+                with T.serial(first + count // UNROLL * UNROLL, first + count) as d:
+                    step(sums, d)
 
         zero(reg)
         if t.scaled:
-            part = registers(len(cells), t.lanes)
+            part = Registers(len(cells), t.lanes)
             for g in range(t.scales):
                 first, last = g * t.scaled // 2, min((g + 1) * t.scaled, t.d_v) // 2
                 zero(part)
                 product(part, first, last - first)
                 for _, j, a in cells:
-                    r = t.vector(a * t.lanes)
-                    put(reg, r, reg[r] + part[r] * T.broadcast(self.scales[jt * t.nk + j, g],
-                                                               t.lanes))
+                    reg.set(a, reg[a] + part[a] * T.broadcast(
+                        self.scales[jt * t.nk + j, g], t.lanes))
         done = t.d_v // 2 if t.scaled else 0
-        if t.q_steps > done:
+        if feed:
+            feed.products(jt, lambda d: step(reg, d))
+        elif t.q_steps > done:
             product(reg, done, t.q_steps - done)
         for i, j, a in cells:
-            r = t.vector(a * t.lanes)
             seen = T.broadcast(jt * t.nk + j, t.lanes) < self.sees[it * t.hv + i, t.vector(0)]
-            put(reg, r, T.Select(seen, reg[r] * T.broadcast(factor, t.lanes),
-                                 T.broadcast(-T.infinity("float32"), t.lanes)))
-            put(self.s, (it * t.hv + i, jt * t.nk + j, t.vector(0)), reg[r])
+            reg.set(a, T.Select(seen, reg[a] * T.broadcast(factor, t.lanes),
+                                T.broadcast(-T.infinity("float32"), t.lanes)))
+            put(self.s, (it * t.hv + i, jt * t.nk + j, t.vector(0)), reg[a])
         for i in range(t.hv):
-            most = [reg[t.vector((i * t.nk + j) * t.lanes)] for j in range(t.nk)]
+            most = [reg[i * t.nk + j] for j in range(t.nk)]
             while len(most) > 1:
                 most = [T.max(a, b) for a, b in zip(most[::2], most[1::2], strict=False)] + (
                     most[-1:] if len(most) % 2 else [])
@@ -244,7 +275,7 @@ class Block:
         """p = 2^(s - top) with the rows' new maxima, their sums, and what rescales the output."""
         t = self.tile
         with T.serial(rows // t.lanes) as v, scope("softmax"):
-            x, lane = registers(2, t.lanes), registers(1, t.lanes)
+            x, lane = local(2 * t.lanes), local(t.lanes)
             with T.vectorized(t.lanes) as l:
                 put(lane, l, exp2_nonpositive(self.top[v, l] - self.block_top[v, l]))
             with T.vectorized(t.lanes) as l:
@@ -279,26 +310,34 @@ class Block:
     def accumulate(self, values: Buffer, rows: Expr, n: Expr) -> None:
         """acc = acc * rescale + p . values; a value past the last key is 0. Whole output tiles."""
         t = self.tile
-        width = t.pv * t.lanes
-        cells = [(i, j, (i * t.pv + j) * t.lanes) for i in range(t.pr) for j in range(t.pv)]
-        with (T.serial(t.columns // width) as dt, T.serial((rows + (t.pr - 1)) // t.pr) as it,
-              scope("outputs")):
-            reg = registers(len(cells), t.lanes)
-            v, lane = it * t.pr // t.lanes, it * t.pr % t.lanes
+        whole, rest = divmod(t.columns // t.lanes, t.pv)
+        if whole:
+            self._output_tiles(values, rows, n, 0, whole, t.pr, t.pv)
+        if rest:                     # few vectors need more rows for as many accumulators
+            pr = t.pr * 2 if t.pr * rest < 8 and t.lanes % (2 * t.pr) == 0 else t.pr
+            self._output_tiles(values, rows, n, whole * t.pv * t.lanes, 1, pr, rest)
+
+    def _output_tiles(self, values: Buffer, rows: Expr, n: Expr, column: int, count: int, pr: int,
+                      pv: int) -> None:
+        """`count` strips of pv vectors from a column on, in tiles of pr rows."""
+        t = self.tile
+        width = pv * t.lanes
+        cells = [(i, j, i * pv + j) for i in range(pr) for j in range(pv)]
+        with (T.serial(count) as dt, T.serial((rows + (pr - 1)) // pr) as it, scope("outputs")):
+            reg = Registers(len(cells), t.lanes)
+            v, lane, first = it * pr // t.lanes, it * pr % t.lanes, column + dt * width
             for i, j, a in cells:
-                put(reg, t.vector(a), self.acc[it * t.pr + i, t.vector(
-                    dt * width + j * t.lanes)] * T.broadcast(
-                        self.rescale[v, lane + i], t.lanes))
-            seen = T.min(n, self.sees[v, lane + (t.pr - 1)])
+                reg.set(a, self.acc[it * pr + i, t.vector(first + j * t.lanes)]
+                        * T.broadcast(self.rescale[v, lane + i], t.lanes))
+            seen = T.min(n, self.sees[v, lane + (pr - 1)])
             with T.serial((seen + (t.step - 1)) // t.step) as k:
                 for i, j, a in cells:
-                    put(reg, t.vector(a), t.add(
-                        reg[t.vector(a)], values[k, t.vector(dt * width + j * t.lanes)],
-                        self.p[T.min(dt * width // t.scaled, t.scales - 1) if t.scaled else 0,
+                    reg.set(a, t.add(
+                        reg[a], values[k, t.vector(first + j * t.lanes)],
+                        self.p[T.min(first // t.scaled, t.scales - 1) if t.scaled else 0,
                                v, k, lane + i]))
             for i, j, a in cells:
-                put(self.acc, (it * t.pr + i, t.vector(dt * width + j * t.lanes)),
-                    reg[t.vector(a)])
+                put(self.acc, (it * pr + i, t.vector(first + j * t.lanes)), reg[a])
 
 
 def nonnegative_pair(low: Expr, high: Expr) -> Expr:
@@ -339,12 +378,11 @@ def output_tiles(lanes: int) -> tuple[str, ...]:
 
 
 def fits(tile: Tile, rows: int) -> bool:
-    """Whether tiles divide what they must, and none pads much more than a vector must."""
-    least = padded(tile.d_v, tile.lanes * tile.step)
+    """Whether tiles divide what they must, and rows are not padded by more than a quarter."""
     return (tile.lanes % tile.pr == 0 and tile.keys % tile.nk == 0
             and padded(rows, tile.group) == padded(rows, tile.lanes)
             and padded(rows, tile.pr) <= 1.25 * rows
-            and tile.columns - least <= max(least // 4, 2 * tile.lanes))
+            and tile.pv * tile.lanes <= max(tile.columns, 2 * tile.lanes))
 
 
 def from_first(knobs: Mapping[str, tuple[Knob, ...]], where: Callable[[Config], bool]) -> Space:

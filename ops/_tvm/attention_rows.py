@@ -14,7 +14,10 @@ from tvm.script import tirx as T
 
 from .attention import HIGH, LOW, Block, Buffer, Expr, Tile, put, scope, when
 from .exp2 import LN_2
+from .fetch import fetch
 from .fp8 import bits, decode_e4m3
+from .registers import local
+from .transpose import COLUMNS, transpose
 
 Row = Callable[[Expr], Expr]         # element of an operand -> its float32 or its pair
 
@@ -53,13 +56,33 @@ def zero(t: Tile, out: Buffer, index: tuple[Expr, ...], first: int, end: int) ->
 
 
 def load_queries(t: Tile, block: Block, count: Expr, rows: Expr,
-                 row: Callable[[Expr], Row]) -> None:
-    """The query panels: row r stands in lane r % lanes; rows past count are 0."""
-    with T.serial(rows) as r, T.If(r < count):
+                 element: Callable[[Expr, Expr], Expr]) -> None:
+    """The query panels: row r stands in lane r % lanes; rows past count are 0.
+
+    element(r, d) is a load from the caller's tensor, whose rows may stand far apart.
+    """
+    V, N = t.lanes, t.lanes * COLUMNS
+    whole = t.q_steps // COLUMNS * COLUMNS
+
+    def row(r: Expr) -> Row:
+        return lambda d: element(r, d) if t.pairs else T.Cast("float32", element(r, d))
+
+    with T.serial(count // V) as v:
+        with T.serial(whole // COLUMNS) as c, scope("queries"):
+            piece = local(N, t.unit)
+            for i in range(V):
+                fetch(element(T.min((v + 1) * V + i, count - 1), c * COLUMNS))
+                with T.vectorized(COLUMNS) as l:
+                    put(piece, i * COLUMNS + l, row(v * V + i)(c * COLUMNS + l))
+            put(block.q, (v, T.Ramp(c * N, 1, N)),
+                transpose(piece[T.Ramp(0, 1, N)], V, t.unit))
+        with T.serial(V) as i, T.serial(whole, t.q_steps) as d:
+            put(block.q, (v, d * V + i), row(v * V + i)(d))
+    with T.serial(count // V * V, rows) as r, T.If(r < count):
         with T.Then(), T.serial(t.q_steps) as d:
-            put(block.q, (r // t.lanes, d, r % t.lanes), row(r)(d))
+            put(block.q, (r // V, d * V + r % V), row(r)(d))
         with T.Else(), T.serial(t.q_steps) as d:
-            put(block.q, (r // t.lanes, d, r % t.lanes), T.Cast(t.unit, 0))
+            put(block.q, (r // V, d * V + r % V), T.Cast(t.unit, 0))
 
 
 def pair_rows(t: Tile, values: Buffer, k: Expr, low: Row, high: Row, end: int) -> None:
@@ -100,8 +123,8 @@ def store_output(t: Tile, out: Buffer, index: tuple[Expr, ...], row: Row, dtype:
         return
     V = t.lanes
     with scope("store"):
-        even = T.alloc_buffer((V,), "float32", scope="local")
-        odd = T.alloc_buffer((V,), "float32", scope="local")
+        even = local(V)
+        odd = local(V)
 
         def block(c: Any, count: int) -> None:
             with T.vectorized(V) as l:           # stores between: rounding repeats its argument

@@ -60,15 +60,15 @@ def umax(to: str, a: str, b: str, kind: str = "v16i32") -> str:
     return f"%{to} = call {vector} @llvm.umax.{kind}({vector} {a}, {vector} {b})"
 
 
-def looped(body: list[str], **states: str) -> list[str]:
-    """The lines of a loop over %n columns, STEP at a time, from column %i on.
+def looped(body: list[str], step: int = STEP, **states: str) -> list[str]:
+    """The lines of a loop over %n columns, `step` at a time, from column %i on.
 
     `states` are carried: each starts at 0, is %name in the body and %name_next after it.
     """
     carried = [f"%{name} = phi {kind} [zeroinitializer, %entry], [%{name}_next, %loop]"
                for name, kind in states.items()]
     return ["entry:", "br label %loop", "loop:", "%i = phi i64 [0, %entry], [%next, %loop]",
-            *carried, *body, f"%next = add i64 %i, {STEP}", "%more = icmp slt i64 %next, %n",
+            *carried, *body, f"%next = add i64 %i, {step}", "%more = icmp slt i64 %next, %n",
             "br i1 %more, label %loop, label %done", "done:"]
 
 
@@ -101,14 +101,14 @@ def widest(to: str, state: str, dtype: str) -> list[str]:
     return [*lines, f"%{to} = or i32 %{to}m, 0"]
 
 
-def magnitudes(base: str, dtype: str) -> tuple[list[str], list[str], str]:
-    """Lines that load STEP raw magnitudes from %base, their names, and what kind of vector."""
+def magnitudes(base: str, dtype: str, step: int = STEP) -> tuple[list[str], list[str], str]:
+    """Lines that load `step` raw magnitudes from %base, their names, and what kind of vector."""
     words = dtype != "float32"
-    kind, count, size = ("<32 x i16>", 2, 2) if words else (_I, 4, 4)
+    kind, count, size = ("<32 x i16>", step // 32, 2) if words else (_I, step // 16, 4)
     most = splat(0x7FFF, "i16", 32) if words else splat(0x7FFFFFFF, "i32")
     lines = []
     for j in range(count):
-        lines += [*loads(f"{base}k{j}", base, kind, size, STEP // count * j),
+        lines += [*loads(f"{base}k{j}", base, kind, size, step // count * j),
                   f"%{base}m{j} = and {kind} %{base}k{j}, {most}"]
     return lines, [f"%{base}m{j}" for j in range(count)], kind
 

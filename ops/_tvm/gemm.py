@@ -16,11 +16,14 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from . import stack
 from .emit import Buffer, Expr, Registers, local, put, scope, vector, when, widen
 from .llvm import pair_name
 from .panels import Panels
-from .quarters import CODES, FENCE, UNIT, Few, name
+from .quarters import CODES, FENCE, UNIT, Few, Folded, name
 from .tiles import VECTORS, Tiles, unit
+
+_LINE = 64                           # bytes that a fetch brings
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,31 @@ class Task:
     def emit(self) -> None:
         """The whole task."""
         g = self.g
+        stack.align()
         panels = Panels(g, self.X, self.x_row, self.W, self.S, self.C, self.e, self.first,
                         self.rows, self.col, self.XS)
         when(self.rows <= g.panel_rows, self._streamed, panels.emit)
 
     def _streamed(self) -> None:
-        g = self.g
-        with T.serial((self.rows + (g.mr - 1)) // g.mr) as rt:
-            self._stream_rows(rt * g.mr, T.min(g.mr, self.rows - rt * g.mr), g.mr)
+        g, few = self.g, self.few
+        with scope("few"):
+            exact = self._stream_exact
+            if few is not None and g.folds:
+                folded = Folded(few.rows, few.factors, T.alloc_buffer(
+                    (g.mr, g.k), "float32", scope="global"))
 
-    def _stream_rows(self, r: Expr, count: Expr, m: int) -> None:
-        """One branch for each exact number of rows: no padding, each weight is read once."""
-        if m == 1:
-            self._stream_exact(r, 1)
-        else:
-            when(count == m, lambda: self._stream_exact(r, m),
-                 lambda: self._stream_rows(r, count, m - 1))
+                def exact(r: Expr, m: int) -> None:
+                    self._stream_folded(folded, r, m)
+
+            def rows(r: Expr, count: Expr, m: int) -> None:
+                """One branch for each exact number of rows: no padding, each weight once."""
+                if m == 1:
+                    exact(r, 1)
+                else:
+                    when(count == m, lambda: exact(r, m), lambda: rows(r, count, m - 1))
+
+            with T.serial((self.rows + (g.mr - 1)) // g.mr) as rt:
+                rows(rt * g.mr, T.min(g.mr, self.rows - rt * g.mr), g.mr)
 
     def _stream_exact(self, r: Expr, m: int) -> None:
         g = self.g
@@ -92,11 +104,8 @@ class Task:
             def block(kb: Expr, length: Expr) -> None:
                 def weight(n: int, k: Expr, lanes: int) -> Expr:
                     w = self.W[self.e, row[n], kb * g.step_k + k]
-                    if lanes > 1 and g.ahead:    # a tenth faster at few rows
-                        T.evaluate(T.call_extern(
-                            "void", "expertile_prefetch",
-                            T.address_of(self.W[self.e, row[n], kb * g.step_k + k.base]),
-                            T.int64(g.ahead)))
+                    if lanes > 1 and g.ahead:
+                        self._fetch(self.e, row[n], kb * g.step_k + k.base)
                     if g.pairs and lanes > 1:
                         return w
                     w = widen(w, g.stored, lanes)
@@ -134,12 +143,53 @@ class Task:
                 for n in range(nr):
                     put(sc, n, self.S[e[0], scales[n], kb])
                 t.dot_quarters(kb * g.step_k, length,
-                               lambda n, k: self.W[e[0], row[n], kb * g.step_k + k])
+                               lambda n, k: self.W[e[0], row[n], kb * g.step_k + k],
+                               lambda n, k: self._fetch(e[0], row[n], kb * g.step_k + k))
                 t.scale(sc)
             t.finish()
             t.each(lambda i, n, value: put(
                 self.C, (r + i, half * g.padded + at(n)),
                 value * T.float32(UNIT) * few.factors[t.row[i]]))
+
+    def _stream_folded(self, of: Folded, r: Expr, m: int) -> None:
+        """Columns under one row of scales at a time: these are multiplied into the rows of X."""
+        g, nr = self.g, self.g.columns(m)
+        with scope("folded"):
+            at, unit_of = local(4, "int64"), local(1)
+            begin, low, last, e = (at[i] for i in range(4))
+            put(at, 3, self.e)           # read once: the fences forget what is in memory
+            with T.serial(g.halves) as half:
+                put(at, 0, T.Cast("int64", half * g.n + self.col))
+                first = begin // g.block_n
+                with T.serial((begin + (g.width - 1)) // g.block_n - first + 1) as block:
+                    put(at, 1, T.max(begin, (first + block) * g.block_n))
+                    put(at, 2, T.min(begin + g.width, (first + block + 1) * g.block_n) - low - 1)
+                    of.fold(g, self.first + r, m, lambda kb: self.S[e, low // g.block_n, kb],
+                            unit_of)
+                    apart = last // nr + 1
+                    with T.serial(apart) as nt:
+                        self._folded_tile(of, r, m, nr, e, low, lambda n: T.min(
+                            nt + n * apart, last), unit_of, half * (g.padded - g.n) - self.col)
+
+    def _folded_tile(self, of: Folded, r: Expr, m: int, nr: int, e: Expr, low: Expr,
+                     at: Callable[[int], Expr], unit_of: Buffer, to: Expr) -> None:
+        g = self.g
+        with scope("stream"):
+            t = _Registers(g, of.scaled, m, nr)
+            t.start(lambda i: i)
+            row = local(nr, "int64")
+            for n in range(nr):
+                put(row, n, low + at(n))
+            t.dot_quarters(0, g.k, lambda n, k: self.W[e, row[n], k],
+                           lambda n, k: self._fetch(e, row[n], k))
+            t.finish()
+            t.each(lambda i, n, value: put(
+                self.C, (r + i, to + row[n]),
+                value * unit_of[0] * T.float32(UNIT) * of.factors[self.first + r + i]))
+
+    def _fetch(self, e: Expr, row: Expr, k: Expr) -> None:
+        T.evaluate(T.call_extern("void", "expertile_prefetch", T.address_of(self.W[e, row, k]),
+                                 T.int64(self.g.ahead)))
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb] * T.float32(unit(self.g.dtype))
@@ -218,8 +268,8 @@ class _Registers:
             with T.serial(length // run * run, length) as k:
                 tail(k)
 
-    def dot_quarters(self, k0: Expr, length: Expr,
-                     codes: Callable[[int, Expr], Expr]) -> None:
+    def dot_quarters(self, k0: Expr, length: Expr, codes: Callable[[int, Expr], Expr],
+                     fetch: Callable[[int, Expr], None]) -> None:
         """Add X[row, k0 + k] * codes(n, k), both in the order of bytes."""
         lanes, run, unroll, nr = self.g.lanes, self.g.run, self.g.unroll, self.nr
         twice = 2 if self.m * nr < 8 else 1      # sums enough to hide what an addition takes
@@ -227,25 +277,26 @@ class _Registers:
         for part in parts[:twice]:
             for q in range(self.m * nr):
                 part.set(q, T.Broadcast(T.float32(0), lanes))
-        raw, value = Registers(nr, "int8", run), Registers(nr * CODES, "float32", lanes)
 
-        def step(k: Expr) -> None:
+        def step(k: Expr, fetches: bool) -> None:
             for n in range(nr):
-                raw.set(n, codes(n, T.Ramp(k, 1, run)))
+                if fetches:
+                    fetch(n, k)
                 T.evaluate(T.call_extern("void", FENCE))
                 for j in range(CODES):
-                    value.set(n * CODES + j, T.call_extern(
-                        vector("float32", lanes), name(j), raw[n]))
+                    w = T.call_extern(vector("float32", lanes), name(j),
+                                      codes(n, T.Ramp(k, 1, run)))
                     for i in range(self.m):
                         x = self.X[self.row[i], T.Ramp(k0 + k + j * lanes, 1, lanes)]
                         part, q = parts[j % twice], i * nr + n
-                        part.set(q, part[q] + x * value[n * CODES + j])
+                        part.set(q, part[q] + x * w)
 
-        with T.serial(length // (run * unroll)) as kv, T.unroll(unroll) as u:
-            step((kv * unroll + u) * run)
+        with T.serial(length // (run * unroll)) as kv:
+            for u in range(unroll):
+                step((kv * unroll + u) * run, bool(self.g.ahead) and u * run % _LINE == 0)
         if unroll > 1:
             with T.serial(length // (run * unroll) * unroll, length // run) as kv:
-                step(kv * run)
+                step(kv * run, False)
         if twice == 2:
             for q in range(self.m * nr):
                 self.part.set(q, parts[0][q] + parts[1][q])

@@ -12,11 +12,13 @@ from functools import cache
 
 from tvm.script import tirx as T
 
+from . import stack
 from .tiles import FP8, Tiles
 
 _PAIR_BIAS = 127 - 7 - 8             # an e4m3 code as bfloat16 comes divided by 256, as in `widen`
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _LOOKUP = "llvm.x86.avx512.vpermi2var.qi.512"
+_POWER = "0x4770000000000000"        # 2^120: float32's exponent bias less that of e4m3
 
 
 @contextmanager
@@ -122,7 +124,44 @@ def pair_functions() -> str:
 def functions(g: Tiles) -> tuple[str, ...]:
     """All that the tiles of a GEMM call."""
     panel = panel_function(g.dtype, g.pairs, g.lanes, g.tile_n)
-    return (panel, PREFETCH, pair_functions()) if g.pairs else (panel, PREFETCH)
+    packs = (pack_function(g.lanes, rows, g.pm) for rows in {rows for _, rows in row_groups(g)})
+    return (panel, PREFETCH, stack.functions(g.lanes), *packs,
+            *([pair_functions()] if g.pairs else []))
+
+
+def row_groups(g: Tiles) -> list[tuple[int, int]]:
+    """First row and rows of what is transposed at once of a panel's tile."""
+    return [(first, min(g.lanes, g.pm - first)) for first in range(0, g.pm, g.lanes)]
+
+
+def pack_name(rows: int) -> str:
+    """The function that `pack_function` defines."""
+    return f"expertile_pack_{rows}"
+
+
+@cache
+def pack_function(lanes: int, rows: int, step: int) -> str:
+    """void(row 0, row 1, ..., dst, blocks): at most `lanes` rows of dwords become columns.
+
+    A block is `lanes` dwords of each row; dst advances by `step` dwords with every one of them.
+    Where the rows are all of a step, whole vectors are stored, the next on the end of the last.
+    """
+    pointers = ", ".join(f"ptr %q{j}" for j in range(rows))
+    text = [f"define void @{pack_name(rows)}({pointers}, ptr %dst, i64 %blocks) alwaysinline {{",
+            "entry:", "br label %head", "head:",
+            "%i = phi i64 [0, %entry], [%next, %loop]", "%more = icmp slt i64 %i, %blocks",
+            "br i1 %more, label %loop, label %done", "loop:", f"%at = mul i64 %i, {4 * lanes}"]
+    text += [f"%g{j} = getelementptr i8, ptr %q{min(j, rows - 1)}, i64 %at" for j in range(lanes)]
+    text += _loaded_lines(lanes, rows) + _transpose_lines(lanes)
+    text += [f"%to = mul i64 %i, {4 * step * lanes}", "%base = getelementptr i8, ptr %dst, i64 %to"]
+    whole = rows == step
+    for d in range(lanes):
+        text += [f"%t{d} = getelementptr i8, ptr %base, i64 {4 * step * d}",
+                 f"%s{d} = shufflevector <{lanes} x i32> %o{d}, <{lanes} x i32> poison, "
+                 f"<{lanes if whole else rows} x i32> "
+                 f"{_vector(list(range(lanes if whole else rows)), 32)}",
+                 f"store <{lanes if whole else rows} x i32> %s{d}, ptr %t{d}, align 4"]
+    return "\n".join([*text, "%next = add i64 %i, 1", "br label %head", "done:", "ret void", "}"])
 
 
 def _shuffle(lanes: int, to: str, a: str, b: str, mask: list[int]) -> str:
@@ -130,10 +169,11 @@ def _shuffle(lanes: int, to: str, a: str, b: str, mask: list[int]) -> str:
             f"<{len(mask)} x i32> {_vector(mask, 32)}")
 
 
-def _loaded_lines(lanes: int) -> list[str]:
+def _loaded_lines(lanes: int, valid: int = 0) -> list[str]:
     """%r{q}_{j}: parts of 128 bits, the q-th of rows j, 4 + j, 8 + j ... from pointers %g{row}.
 
     Such loads do the half of a transposition that would move 128-bit parts between registers.
+    Rows from `valid` on, if there are, stay undefined.
     """
     lines = []
     for q in range(lanes // 4):
@@ -141,7 +181,9 @@ def _loaded_lines(lanes: int) -> list[str]:
             rows = range(j, lanes, 4)
             for row in rows:
                 lines += [f"%h{q}_{row} = getelementptr i8, ptr %g{row}, i64 {16 * q}",
-                          f"%l4_{q}_{row} = load <4 x i32>, ptr %h{q}_{row}, align 1"]
+                          f"%l4_{q}_{row} = load <4 x i32>, ptr %h{q}_{row}, align 1"
+                          if row < (valid or lanes) else
+                          f"%l4_{q}_{row} = bitcast <4 x i32> poison to <4 x i32>"]
             width, have = 4, [f"l4_{q}_{row}" for row in rows]
             while len(have) > 1:
                 name = [f"l{2 * width}_{q}_{j}_{i}" for i in range(len(have) // 2)]
@@ -171,7 +213,7 @@ def _transpose_lines(lanes: int) -> list[str]:
 
 def _float_lines(lanes: int, dtype: str, d: int) -> tuple[list[str], list[str]]:
     """Lines that make float32 of dword %o{d}, and the names of the results in order of K."""
-    v, f = f"<{lanes} x i32>", f"<{lanes} x float>"
+    v = f"<{lanes} x i32>"
     if dtype == "float32":
         return [], [f"o{d}"]
     if dtype == "bfloat16":
@@ -179,22 +221,73 @@ def _float_lines(lanes: int, dtype: str, d: int) -> tuple[list[str], list[str]]:
                 f"%x{d}_1 = and {v} %o{d}, {_splat(lanes, -65536)}"], [f"x{d}_0", f"x{d}_1"]
     if dtype == "float16":
         return _half_lines(lanes, d), [f"x{d}_0", f"x{d}_1"]
-    lines, names = [], []
-    power = "<" + ", ".join(["float 0x4770000000000000"] * lanes) + ">"      # 2^120
+    return _code_lines(lanes, d) if dtype == FP8 else _int8_lines(lanes, d)
+
+
+def _int8_lines(lanes: int, d: int) -> tuple[list[str], list[str]]:
+    v, f, lines, names = f"<{lanes} x i32>", f"<{lanes} x float>", [], []
     for i in range(4):
         n = f"x{d}_{i}"
-        lines.append(f"%{n}a = shl {v} %o{d}, {_splat(lanes, 24 - 8 * i)}")
-        if dtype == FP8:             # see `decode_shifted`
-            lines += [f"%{n}b = ashr {v} %{n}a, {_splat(lanes, 4)}",
-                      f"%{n}c = and {v} %{n}b, {_splat(lanes, 0x87F00000 - (1 << 32))}",
-                      f"%{n}d = bitcast {v} %{n}c to {f}",
-                      f"%{n}e = fmul {f} %{n}d, {power}"]
-        else:
-            lines += [f"%{n}b = ashr {v} %{n}a, {_splat(lanes, 24)}",
-                      f"%{n}e = sitofp {v} %{n}b to {f}"]
-        lines += [f"%{n}f = fmul {f} %{n}e, %scale", f"%{n} = bitcast {f} %{n}f to {v}"]
+        lines += [f"%{n}a = shl {v} %o{d}, {_splat(lanes, 24 - 8 * i)}",
+                  f"%{n}b = ashr {v} %{n}a, {_splat(lanes, 24)}",
+                  f"%{n}e = sitofp {v} %{n}b to {f}",
+                  f"%{n}f = fmul {f} %{n}e, %scale", f"%{n} = bitcast {f} %{n}f to {v}"]
         names.append(n)
     return lines, names
+
+
+def _code_lines(lanes: int, d: int) -> tuple[list[str], list[str]]:
+    """e4m3 bits moved to float32's places, which divides by 2^120 exactly: see `_factor_lines`.
+
+    The sign and what follows it part by an arithmetic shift of words, of two codes at once.
+    """
+    v, f, w = f"<{lanes} x i32>", f"<{lanes} x float>", f"<{2 * lanes} x i16>"
+    x, by = f"x{d}", _splat(2 * lanes, 4, 16)
+    lines = [f"%{x}w = bitcast {v} %o{d} to {w}",
+             f"%{x}u = shl {w} %{x}w, {_splat(2 * lanes, 8, 16)}",
+             f"%{x}p = ashr {w} %{x}u, {by}", f"%{x}q = ashr {w} %{x}w, {by}",
+             f"%{x}p2 = bitcast {w} %{x}p to {v}", f"%{x}q2 = bitcast {w} %{x}q to {v}",
+             f"%{x}p0 = shl {v} %{x}p2, {_splat(lanes, 16)}",
+             f"%{x}q0 = shl {v} %{x}q2, {_splat(lanes, 16)}"]
+    names = []
+    for i, of in enumerate(("p0", "q0", "p2", "q2")):
+        n = f"{x}_{i}"
+        lines += [f"%{n}c = and {v} %{x}{of}, {_splat(lanes, 0x87F00000 - (1 << 32))}",
+                  f"%{n}e = bitcast {v} %{n}c to {f}",
+                  f"%{n}f = fmul {f} %{n}e, %factor", f"%{n} = bitcast {f} %{n}f to {v}"]
+        names.append(n)
+    return lines, names
+
+
+def _factor_lines(lanes: int) -> list[str]:
+    """%factor: the scale times 2^120, or, where that overflows, the scale; %late: what is missing.
+
+    Either product with a code is exact until its one rounding.
+    """
+    f = f"<{lanes} x float>"
+
+    def splat(value: str) -> str:
+        return "<" + ", ".join([f"float {value}"] * lanes) + ">"
+
+    return [f"%size = call {f} @llvm.fabs.v{lanes}f32({f} %scale)",
+            f"%small = fcmp olt {f} %size, {splat('256.0')}",
+            f"%most = fmul {f} %scale, {splat(_POWER)}",
+            f"%factor = select <{lanes} x i1> %small, {f} %most, {f} %scale",
+            f"%late = select <{lanes} x i1> %small, {f} {splat('1.0')}, {f} {splat(_POWER)}",
+            f"%all = call i1 @llvm.vector.reduce.and.v{lanes}i1(<{lanes} x i1> %small)"]
+
+
+def _late_lines(lanes: int, step: int) -> list[str]:
+    """What %late asks for, on all that was stored; hardly ever run."""
+    f = f"<{lanes} x float>"
+    return ["br i1 %all, label %end, label %rest", "rest:",
+            f"%count = mul i64 %blocks, {4 * lanes}", "br label %again", "again:",
+            "%z = phi i64 [0, %rest], [%znext, %fix]",
+            "%zmore = icmp slt i64 %z, %count", "br i1 %zmore, label %fix, label %end", "fix:",
+            f"%zat = mul i64 %z, {4 * step}", "%zto = getelementptr i8, ptr %dst, i64 %zat",
+            f"%zwas = load {f}, ptr %zto, align 4", f"%zis = fmul {f} %zwas, %late",
+            f"store {f} %zis, ptr %zto, align 4", "%znext = add i64 %z, 1", "br label %again",
+            "end:"]
 
 
 def _half_lines(lanes: int, d: int) -> list[str]:
@@ -242,12 +335,16 @@ def panel_function(dtype: str, pairs: bool, lanes: int, step: int) -> str:
     dst advances by `step` dwords with every element (or pair) of K. float32 results are scaled.
     """
     v = f"<{lanes} x i32>"
-    text = [f"define void @{panel_name(dtype, pairs)}(ptr %src, i64 %stride, i64 %last, ptr %dst, "
+    shifted = dtype == FP8 and not pairs
+    text = [f"declare <{lanes} x float> @llvm.fabs.v{lanes}f32(<{lanes} x float>)",
+            f"declare i1 @llvm.vector.reduce.and.v{lanes}i1(<{lanes} x i1>)"] if shifted else []
+    text += [f"define void @{panel_name(dtype, pairs)}(ptr %src, i64 %stride, i64 %last, ptr %dst, "
             f"i64 %blocks, <{lanes} x float> %scale) alwaysinline {{", "entry:"]
     for j in range(lanes):
         text += [f"%c{j} = icmp slt i64 {j}, %last", f"%m{j} = select i1 %c{j}, i64 {j}, i64 %last",
                  f"%f{j} = mul i64 %m{j}, %stride",
                  f"%q{j} = getelementptr i8, ptr %src, i64 %f{j}"]
+    text += _factor_lines(lanes) if shifted else []
     text += ["br label %head", "head:",
              "%i = phi i64 [0, %entry], [%next, %loop]", "%more = icmp slt i64 %i, %blocks",
              "br i1 %more, label %loop, label %done", "loop:", f"%at = mul i64 %i, {4 * lanes}"]
@@ -263,5 +360,6 @@ def panel_function(dtype: str, pairs: bool, lanes: int, step: int) -> str:
         for i, name in enumerate(names):
             text += [f"%t{d}_{i} = getelementptr i8, ptr %base, i64 {4 * step * (d * each + i)}",
                      f"store {v} %{name}, ptr %t{d}_{i}, align 4"]
-    text += ["%next = add i64 %i, 1", "br label %head", "done:", "ret void", "}"]
-    return "\n".join(text)
+    text += ["%next = add i64 %i, 1", "br label %head", "done:"]
+    text += _late_lines(lanes, step) if shifted else []
+    return "\n".join([*text, "ret void", "}"])

@@ -1,7 +1,8 @@
 """Tiles of many rows: a panel of W is transposed and converted once, then multiplied by all rows.
 
-Columns stand in the lanes and nothing is summed across them (Goto and van de Geijn 2008); the
-rows of X are copied to a small scratch, which gathers them and keeps them in different cache sets.
+Columns stand in the lanes and nothing is summed across them (Goto and van de Geijn 2008). A part
+of K stays in the first cache until all rows are multiplied by it; the rows of X are packed side by
+side in the second, so that a tile reads one run of them. Why so, in figures: docs/facts.md.
 With bfloat16 pairs the panel holds two elements of K in each lane, and block scales are applied to
 the float32 sums; otherwise to the panel.
 """
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from .emit import Buffer, Expr, Registers, local, put, scope, vector, when, widen
-from .llvm import panel_name
-from .tiles import FP8, Tiles, unit
+from .llvm import pack_name, panel_name, row_groups
+from .tiles import Tiles, unit
+
+_X_BYTES = 512 << 10                 # of packed rows at once: half of a second cache of 1 MiB
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class _Scratch:
     """What a task keeps: the converted tile, its scales, the item's rows and theirs."""
 
     P: Buffer                        # [K steps, columns]
-    scales: Buffer                   # [K blocks, columns]; of pairs only
-    X: Buffer                        # [parts of K, rows, K steps]: what a tile reads is one run
+    scales: Buffer                   # [columns]; of pairs only
+    X: Buffer                        # [parts of K, tiles of rows, K steps by rows of a tile]
     xs: Buffer                       # [rows, K blocks]
 
 
@@ -49,43 +52,62 @@ class Panels:
         g = self.g
         kind = "int32" if g.pairs else "float32"
         with scope("panels"):
-            P = T.alloc_buffer((g.steps(g.panel_k), g.tile_n), kind, scope="global")
-            X = T.alloc_buffer((-(-g.panel_k // g.inner), g.rows + g.pm,
-                                g.steps(g.inner) + g.lanes), kind, scope="global")
-            scales = T.alloc_buffer((-(-g.panel_k // g.block), g.tile_n), "float32",
-                                    scope="global")
-            xs = T.alloc_buffer((g.rows + g.pm, -(-g.panel_k // g.block)), "float32",
-                                scope="global")
-            at = _Scratch(P, scales, X, xs)
+            P = T.alloc_buffer((g.steps(g.inner), g.tile_n), kind, scope="global")
+            X = T.alloc_buffer((g.parts, -(-g.rows // g.pm),
+                                g.steps(g.inner) * g.pm + g.lanes), kind, scope="global")
+            xs = T.alloc_buffer((g.rows + g.pm, g.k_blocks), "float32", scope="global")
+            at = _Scratch(P, local(g.tile_n), X, xs)
+            coming, size, panel = local(2, "int64"), local(1, "int32"), local(1, "int32")
+            put(size, 0, self._rows_of_tile())
+            put(panel, 0, T.Cast("int32", T.max(T.min(
+                _X_BYTES // (4 * g.steps(g.inner) * self.rows), g.parts), 1) * g.inner))
             with T.serial(self.rows) as r, T.serial(g.halves * g.padded // g.lanes) as v:
                 put(self.C, (r, T.Ramp(v * g.lanes, 1, g.lanes)),
                     T.Broadcast(T.float32(0), g.lanes))
-            with T.serial(-(-g.k // g.panel_k)) as kc:
-                k0 = kc * g.panel_k
-                length = g.panel_k if g.k % g.panel_k == 0 else T.min(g.panel_k, g.k - k0)
-                self._gather(at, k0, length)
-                with T.serial(g.halves) as half, T.serial(g.padded // g.tile_n) as nt:
+            if self.XS is not None:
+                self._row_scales(at.xs)
+            with T.serial((g.k + (panel[0] - 1)) // panel[0]) as kc:
+                k0 = kc * panel[0]
+                length = T.min(panel[0], g.k - k0)
+                self._gather(at, k0, length, size[0])
+                with T.serial(g.halves * g.across) as tile, T.serial(
+                        (length + (g.inner - 1)) // g.inner) as part:
+                    half, first = tile // g.across, tile % g.across * g.tile_n
+                    k, count = k0 + part * g.inner, self._count(part, length)
                     with T.serial(g.pn) as v:
-                        self._convert(at, half, nt * g.tile_n, v, k0, length)
-                    self._multiply(at, half, nt * g.tile_n, k0, length)
+                        self._convert(at, half, first, v, k, count)
+                    self._next(coming, tile, k, panel[0])
+                    self._multiply(at, half, first, part, k, count, coming, size[0])
 
-    def _gather(self, to: _Scratch, k0: Expr, length: Expr) -> None:
+    def _rows_of_tile(self) -> Expr:
+        """Rows of a tile such that as few as possible are computed in vain."""
+        g = self.g
+        tiles = (self.rows + (g.pm - 1)) // g.pm
+        size, step = (self.rows + (tiles - 1)) // tiles, 1 if g.pm <= 6 else 2
+        return T.Cast("int32", T.max((size + (step - 1)) // step * step, g.row_sizes[-1]))
+
+    def _gather(self, to: _Scratch, k0: Expr, length: Expr, size: Expr) -> None:
         """The item's rows, one below the other; past its end its last row is repeated."""
         g = self.g
         with scope("gather"):
-            row = local(1, "int64")
-            with T.serial((self.rows + (g.pm - 1)) // g.pm * g.pm) as i:
-                put(row, 0, T.Cast("int64", self.x_row(self.first + T.min(i, self.rows - 1))))
+            row = local(g.pm, "int64")
+            with T.serial((self.rows + (size - 1)) // size) as rt:
+                for i in range(g.pm):
+                    put(row, i, T.Cast("int64", self.x_row(
+                        self.first + T.min(rt * size + i, self.rows - 1))))
                 with T.serial((length + (g.inner - 1)) // g.inner) as part:
-                    self._copy(to.X, part, i, row, k0 + part * g.inner, self._count(part, length))
-                if self.XS is not None:
-                    with T.serial((length + (g.block - 1)) // g.block) as kb:
-                        put(to.xs, (i, kb), self.XS[row[0], (k0 + kb * g.block) // g.step_k]
-                            * T.float32(unit(g.dtype)))
+                    self._copy(to.X, part, rt, row, k0 + part * g.inner,
+                               self._count(part, length))
 
-    def _convert(self, to: _Scratch, half: Expr, first: Expr, v: Expr,
-                 k0: Expr, length: Expr) -> None:
-        """One vector of columns of the panel."""
+    def _row_scales(self, xs: Buffer) -> None:
+        g = self.g
+        assert self.XS is not None
+        with T.serial(self.rows) as r, T.serial(g.k_blocks) as kb:
+            put(xs, (r, kb), self.XS[self.x_row(self.first + r), kb] * T.float32(unit(g.dtype)))
+
+    def _convert(self, to: _Scratch, half: Expr, first: Expr, v: Expr, k: Expr,
+                 count: Expr) -> None:
+        """One vector of columns, `count` columns of K from k on."""
         g = self.g
         at = first + v * g.lanes
         with scope("convert"):
@@ -93,21 +115,20 @@ class Panels:
             # columns past the width repeat the last one
             put(row, 0, T.Cast("int64", half * g.n + self.col + T.min(at, g.width - 1)))
             put(last, 0, T.Cast("int64", T.max(T.min(g.lanes, g.width - at) - 1, 0)))
-            with T.serial((length + (g.block - 1)) // g.block) as kb:
+            with T.serial((count + (g.block - 1)) // g.block) as kb:
                 start = kb * g.block
-                whole = g.k % g.block == 0 and g.panel_k % g.block == 0
-                size = g.block if whole else T.min(g.block, length - start)
+                size = g.block if g.k % g.block == 0 else T.min(g.block, count - start)
                 if g.quantised:
-                    self._scales(s, to.scales, kb, v, row, last, k0 + start)
+                    self._scales(s, to.scales, v, row, last, k + start)
                 else:
                     s.set(0, T.Broadcast(T.float32(1), g.lanes))
-                self._block(to.P, s, v, row, last, k0, start, size)
+                self._block(to.P, s, v, row, last, k, start, size)
 
-    def _scales(self, s: Registers, scales: Buffer, kb: Expr, v: Expr, row: Buffer,
-                last: Buffer, k: Expr) -> None:
+    def _scales(self, s: Registers, scales: Buffer, v: Expr, row: Buffer, last: Buffer,
+                k: Expr) -> None:
         g = self.g
         kb_of_w = k // g.step_k
-        scale = T.float32(unit(g.dtype) if g.pairs or g.dtype != FP8 else 1.0)
+        scale = T.float32(unit(g.dtype) if g.pairs else 1.0)
 
         def one(of: Expr) -> Expr:
             return self.S[self.e, of // g.block_n, kb_of_w] * scale
@@ -124,7 +145,7 @@ class Panels:
             when(row[0] // g.block_n == (row[0] + last[0]) // g.block_n,
                  lambda: s.set(0, T.Broadcast(one(row[0]), g.lanes)), each)
         if g.pairs:
-            put(scales, (kb, T.Ramp(v * g.lanes, 1, g.lanes)), s[0])
+            put(scales, T.Ramp(v * g.lanes, 1, g.lanes), s[0])
 
     def _block(self, P: Buffer, s: Registers, v: Expr, row: Buffer, last: Buffer, k0: Expr,
                start: Expr, size: Expr) -> None:
@@ -159,27 +180,51 @@ class Panels:
                 with T.If(2 * step + 1 < size), T.Then():
                     put(P, where, P[where] | half(2 * step + 1))
 
-    def _multiply(self, of: _Scratch, half: Expr, first: Expr, k0: Expr, length: Expr) -> None:
-        """All rows times one tile of columns, while the next tile's weights are fetched."""
+    def _next(self, coming: Buffer, tile: Expr, k: Expr, panel: Expr) -> None:
+        """Where in W the next tile's share of these columns of K begins: row and column."""
         g = self.g
-        with T.serial((length + (g.inner - 1)) // g.inner) as part, T.serial(
-                (self.rows + (g.pm - 1)) // g.pm) as rt, scope("tile"):
-            r, ahead = rt * g.pm, local(g.fetch_lines, "int64")
-            # one line a step for each of the first row tiles, or all for the only one
-            for line in range(g.fetch_lines):
-                put(ahead, line, T.Select(T.Or(rt == line, self.rows <= g.pm),
-                                          T.int64(g.tile_n * g.element_bytes * g.per_step),
-                                          T.int64(0)))
-            row = T.Cast("int64", half * g.n + self.col + first + g.tile_n)
+
+        def at(row: Expr, k: Expr) -> None:
+            put(coming, 0, T.Cast("int64", self.col + row))
+            put(coming, 1, T.Cast("int64", k))
+
+        then = tile + 1
+        when(then < g.halves * g.across,
+             lambda: at(then // g.across * g.n + then % g.across * g.tile_n, k),
+             lambda: when(k + panel < g.k, lambda: at(0, k + panel),     # the first tile's
+                          lambda: at(g.width, k % panel)))               # the next task's
+
+    def _fetch(self, coming: Buffer, rt: Expr, tiles: Expr) -> None:
+        """A row tile's share of the weights that come next, into the second cache.
+
+        Between the tiles: one prefetch in each of their steps takes 4 % of the whole.
+        """
+        g = self.g
+        lines = -(-g.inner * g.element_bytes // 64)
+        share = (g.tile_n * lines + (tiles - 1)) // tiles
+        with T.serial(T.min(share, g.tile_n * lines - rt * share)) as i:
+            at = rt * share + i
+            T.evaluate(T.call_extern(
+                "void", "expertile_prefetch",
+                T.address_of(self.W[self.e, coming[0] + at // lines, coming[1]]),
+                T.Cast("int64", at % lines * 64)))
+
+    def _multiply(self, of: _Scratch, half: Expr, first: Expr, part: Expr, k: Expr,
+                  count: Expr, coming: Buffer, size: Expr) -> None:
+        """All rows times one tile of columns, while the weights that come next are fetched."""
+        g = self.g
+        tiles = (self.rows + (size - 1)) // size
+        with T.serial(tiles) as rt, scope("tile"):
+            r = rt * size
+            left = T.min(self.rows - r, size)
+            self._fetch(coming, rt, tiles)
 
             def tile(sizes: tuple[int, ...]) -> None:
                 if len(sizes) == 1:
-                    self._tile(of, r, sizes[0], half, first, part, self._count(part, length),
-                               row, k0, ahead)
+                    self._tile(of, rt, r, sizes[0], half, first, part, k, count)
                 else:
-                    when(self.rows - r > sizes[1], lambda: self._tile(
-                        of, r, sizes[0], half, first, part, self._count(part, length), row, k0,
-                        ahead),
+                    when(left > sizes[1], lambda: self._tile(
+                        of, rt, r, sizes[0], half, first, part, k, count),
                         lambda: tile(sizes[1:]))
 
             tile(g.row_sizes)
@@ -187,56 +232,46 @@ class Panels:
     def _count(self, part: Expr, length: Expr) -> Expr:
         """Columns of K in a part of the panel."""
         g = self.g
-        whole = g.k % g.inner == 0 and g.panel_k % g.inner == 0
-        return g.inner if whole else T.min(g.inner, length - part * g.inner)
+        return g.inner if g.k % g.inner == 0 else T.min(g.inner, length - part * g.inner)
 
-    def _copy(self, X: Buffer, part: Expr, i: Expr, row: Buffer, k0: Expr, length: Expr) -> None:
+    def _copy(self, X: Buffer, part: Expr, rt: Expr, row: Buffer, k0: Expr, length: Expr) -> None:
+        """Rows of X side by side, so that a tile reads one run of them."""
         g, per = self.g, self.g.per_step
-        with T.serial(length // (g.lanes * per)) as v:
-            x = self.X[row[0], T.Ramp(k0 + v * g.lanes * per, 1, g.lanes * per)]
-            put(X, (part, i, T.Ramp(v * g.lanes, 1, g.lanes)),
-                T.reinterpret(vector("int32", g.lanes), x) if g.pairs else x)
+        for first, rows in row_groups(g):
+            T.evaluate(T.call_extern(
+                "void", pack_name(rows),
+                *(T.address_of(self.X[row[first + i], k0]) for i in range(rows)),
+                T.address_of(X[part, rt, first]), T.Cast("int64", length // (g.lanes * per))))
         if g.k % (g.lanes * per) == 0 and g.inner % (g.lanes * per) == 0:
             return
         with T.serial(length // (g.lanes * per) * g.lanes, (length + (per - 1)) // per) as step:
-            if not g.pairs:
-                put(X, (part, i, step), self.X[row[0], k0 + step])
-            else:
-                mask = T.int32(0xFFFF)
-                put(X, (part, i, step), T.Cast("int32", self.X[row[0], k0 + 2 * step]) & mask)
+            for i in range(g.pm):
+                at = (part, rt, step * g.pm + i)
+                if not g.pairs:
+                    put(X, at, self.X[row[i], k0 + step])
+                    continue
+                put(X, at, T.Cast("int32", self.X[row[i], k0 + 2 * step]) & T.int32(0xFFFF))
                 with T.If(2 * step + 1 < length), T.Then():
-                    put(X, (part, i, step), X[part, i, step]
-                        | (T.Cast("int32", self.X[row[0], k0 + 2 * step + 1]) << 16))
+                    put(X, at, X[at] | (T.Cast("int32", self.X[row[i], k0 + 2 * step + 1]) << 16))
 
-    def _fetch(self, k: Expr, row: Expr, k0: Expr, ahead: Buffer) -> None:
-        """Step k's share of the next tile's weights into the second cache."""
-        g = self.g
-        slice_bytes, row_bytes = g.panel_k * g.element_bytes, g.k * g.element_bytes
-        for line in range(g.fetch_lines):
-            offset = T.Cast("int64", k) * ahead[line] + line * 64
-            if slice_bytes < row_bytes:
-                offset = offset // slice_bytes * row_bytes + offset % slice_bytes
-            T.evaluate(T.call_extern("void", "expertile_prefetch",
-                                     T.address_of(self.W[self.e, row, k0]), offset))
-
-    def _tile(self, of: _Scratch, r: Expr, m: int, half: Expr, first: Expr, part: Expr,
-              count: Expr, row: Expr, k0: Expr, ahead: Buffer) -> None:
+    def _tile(self, of: _Scratch, rt: Expr, r: Expr, m: int, half: Expr, first: Expr, part: Expr,
+              k0: Expr, count: Expr) -> None:
         """C[r .. r + m, tile] += X . P, for the `count` columns of K of a part."""
         g, per = self.g, self.g.per_step
-        begin, steps = part * g.steps(g.inner), (count + (per - 1)) // per
+        steps = (count + (per - 1)) // per
         with scope("sums"):
             acc = Registers(m * g.pn, "float32", g.lanes)
             for q in range(m * g.pn):
                 acc.set(q, T.Broadcast(T.float32(0), g.lanes))
 
             def step(k: Expr) -> None:
-                self._fetch(begin + k, row, k0, ahead)
                 for i in range(m):
                     for v in range(g.pn):
-                        q, w = i * g.pn + v, of.P[begin + k, T.Ramp(v * g.lanes, 1, g.lanes)]
+                        q, w = i * g.pn + v, of.P[k, T.Ramp(v * g.lanes, 1, g.lanes)]
                         acc.set(q, T.call_extern(vector("float32", g.lanes), "expertile_dot_one",
-                                                acc[q], of.X[part, r + i, k], w) if g.pairs
-                            else acc[q] + T.Broadcast(of.X[part, r + i, k], g.lanes) * w)
+                                                acc[q], of.X[part, rt, k * g.pm + i], w)
+                                if g.pairs else
+                                acc[q] + T.Broadcast(of.X[part, rt, k * g.pm + i], g.lanes) * w)
 
             with T.serial(steps // g.unroll) as k, T.unroll(g.unroll) as u:
                 step(k * g.unroll + u)
@@ -247,9 +282,8 @@ class Panels:
                 for v in range(g.pn):
                     at = T.Ramp(half * g.padded + first + v * g.lanes, 1, g.lanes)
                     value = acc[i * g.pn + v]
-                    block = part * g.inner // g.block
                     if g.pairs and g.quantised:
-                        value = value * of.scales[block, T.Ramp(v * g.lanes, 1, g.lanes)]
+                        value = value * of.scales[T.Ramp(v * g.lanes, 1, g.lanes)]
                     if self.XS is not None:
-                        value = value * T.Broadcast(of.xs[r + i, block], g.lanes)
+                        value = value * T.Broadcast(of.xs[r + i, k0 // g.step_k], g.lanes)
                     put(self.C, (r + i, at), self.C[r + i, at] + value)

@@ -37,6 +37,37 @@ class Few:
     factors: Buffer                  # [rows] float32
 
 
+@dataclass(frozen=True)
+class Folded(Few):
+    """The same, and a copy under the scales of one block of columns."""
+
+    scaled: Buffer                   # [rows of a tile, K] float32
+
+    def fold(self, g: Tiles, first: Expr, m: int, scale: Callable[[Expr], Expr],
+             unit_of: Buffer) -> None:
+        """scaled[i] = rows[first + i] * scale(K block) / unit_of[0], for i below m.
+
+        unit_of[0] is the power of two of the largest scale.
+        """
+        with scope("fold"):
+            top, by, s = local(1, "int32"), local(1), local(1)
+            put(top, 0, T.int32(1 << _SHIFT))
+            with T.serial(g.k_blocks) as kb:
+                put(top, 0, T.max(top[0], magnitude_bits(scale(kb))))
+            put(top, 0, T.min(top[0] >> _SHIFT, T.int32(_MOST - 1)))
+            put(unit_of, 0, floats(top[0] << _SHIFT))
+            put(by, 0, floats((T.int32(_MOST) - top[0]) << _SHIFT))
+            with T.serial(g.k_blocks) as kb:
+                put(s, 0, scale(kb) * by[0])
+                length = (g.step_k if g.k % g.step_k == 0
+                          else T.min(g.step_k, g.k - kb * g.step_k))
+                with T.serial(length // g.run) as v:
+                    k = T.Ramp(kb * g.step_k + v * g.run, 1, g.run)
+                    for i in range(m):
+                        put(self.scaled, (i, k), self.rows[first + i, k] * T.Broadcast(
+                            s[0], g.run))
+
+
 def name(byte: int) -> str:
     """The function that makes float32 of one byte of every dword."""
     return f"expertile_e4m3_byte{byte}"

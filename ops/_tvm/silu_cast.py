@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from ..numerics import as_dtype
 from ..space import Config
 from ..spec import Shape
-from . import group_cast
+from . import group_cast, stack
 from .cast_llvm import GROUPS
 from .exp import exp, silu_of
 from .fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def functions(target: VectorTarget, static: Shape) -> str:
-    """The IR that `row_caster` calls; empty when it calls none."""
+    """The IR that `row_caster` and `stack.align` call."""
+    aligned = stack.functions(target.lanes)
     if not group_cast.takes(int(static["group_size"])):
-        return ""
-    return group_cast.silu_functions(target, str(static["dtype"]), bool(static["ue8m0"]))
+        return aligned
+    casts = group_cast.silu_functions(target, str(static["dtype"]), bool(static["ue8m0"]))
+    return f"{casts}\n{aligned}"
 
 
 def lane_choices(shape: Shape) -> tuple[int, ...]:
@@ -101,10 +103,10 @@ def row_caster(static: Shape, config: Config) -> Any:
     def cast_row(X, EPS, Q, S, r, expert, m):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             y = T.sblock_alloc_buffer((group,), "float32", scope="local")
-            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
-            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            e = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
+            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
+            e = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             if whole > 0:
                 ys = T.sblock_alloc_buffer((GROUPS * group,), "float32", scope="global")
                 tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from .cast_llvm import STEP, fma, largest, loads, looped, magnitudes, splat, widest
+from .cast_llvm import fma, largest, loads, looped, magnitudes, splat, widest
 
+_STEP = 32                           # columns at once: more of them spill
 _UNUSABLE = 0x7FFFFFFF               # a magnitude that no plain group has
 _GATE_LIMIT = 0x42AE0000             # 87: beyond, e^gate is no normal float32
 _LOG2_E = 1.4426950216293335         # the float32 next to it, and what is missing
@@ -42,10 +43,12 @@ def _silu_lines(y: str, gate: str, up: str) -> list[str]:
              f"%{y}n = fsub {_F} {splat(_MAGIC, 'float')}, %{y}z",
              fma(f"{y}f", f"%{gate}", minus, f"%{y}n"),
              fma(f"{y}p0", f"%{gate}", splat(-_LOG2_E_LOW, "float"), f"%{y}f")]
-    have = splat(_EXP2[0], "float")
-    for i, c in enumerate(_EXP2[1:]):
-        lines.append(fma(f"{y}s{i}", have, f"%{y}p0", splat(c, "float")))
-        have = f"%{y}s{i}"
+    p, c = f"%{y}p0", [splat(c, "float") for c in _EXP2]
+    lines += [f"%{y}p2 = fmul {_F} {p}, {p}", fma(f"{y}s0", c[0], p, c[1]),
+              fma(f"{y}s1", c[2], p, c[3]), fma(f"{y}s2", c[4], p, c[5]),
+              fma(f"{y}s3", f"%{y}s0", f"%{y}p2", f"%{y}s1"),
+              fma(f"{y}s4", f"%{y}s3", f"%{y}p2", f"%{y}s2")]
+    have = f"%{y}s4"
     return [*lines, f"%{y}zi = bitcast {_F} %{y}z to {_I}",
             f"%{y}k = shl {_I} %{y}zi, {splat(23, 'i32')}", f"%{y}b = bitcast {_F} {have} to {_I}",
             f"%{y}c = add {_I} %{y}b, %{y}k", f"%{y}e = bitcast {_I} %{y}c to {_F}",
@@ -56,7 +59,7 @@ def _silu_lines(y: str, gate: str, up: str) -> list[str]:
 def _fetch_lines(base: str, size: int) -> list[str]:
     """Fetch what lies %ahead bytes behind %base: rows end before a CPU's prefetchers learn."""
     lines = [f"%{base}at = mul i64 %i, {size}", f"%{base}far = add i64 %{base}at, %ahead"]
-    for line in range(STEP * size // 64):
+    for line in range(_STEP * size // 64):
         lines += [f"%{base}l{line} = add i64 %{base}far, {64 * line}",
                   f"%{base}a{line} = getelementptr i8, ptr %{base}, i64 %{base}l{line}",
                   f"call void @llvm.prefetch.p0(ptr %{base}a{line}, i32 0, i32 2, i32 1)"]
@@ -70,12 +73,12 @@ def activate_function(dtype: str) -> str:
     Of bfloat16 y gets the even columns of each 32 before the odd ones. The result is the largest
     magnitude's bits, and above infinity's where a gate is beyond the limit.
     """
-    body, names, kind = magnitudes("gate", dtype)
+    body, names, kind = magnitudes("gate", dtype, _STEP)
     body += largest(names, "most", "v16i32" if kind == _I else "v32i16")
     for base in ("gate", "up"):
         body += _fetch_lines(base, 4 if dtype == "float32" else 2)
     tops = []
-    for pair in range(STEP // 32):
+    for pair in range(_STEP // 32):
         gate_lines, gates = _columns("gate", pair, dtype)
         up_lines, ups = _columns("up", pair, dtype)
         body += gate_lines + up_lines
@@ -91,6 +94,6 @@ def activate_function(dtype: str) -> str:
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
         "define i32 @expertile_activate(ptr %gate, ptr %up, ptr %y, i64 %n, i64 %ahead) "
         "alwaysinline {",
-        *looped(body, most=kind, top=_I), *widest("g", "most", dtype),
+        *looped(body, _STEP, most=kind, top=_I), *widest("g", "most", dtype),
         *widest("t", "top", "float32"), f"%far = icmp ugt i32 %g, {_GATE_LIMIT}",
         f"%r = select i1 %far, i32 {_UNUSABLE}, i32 %t", "ret i32 %r", "}"])

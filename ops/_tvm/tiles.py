@@ -11,6 +11,7 @@ from ..space import Config
 
 FP8 = "float8_e4m3fn"
 QUANTISED = (FP8, "int8")            # weights and activations that come with block scales
+_FOLDED = 32                         # columns under a scale for which that is a trifle
 INNER = 256                          # 256 by 32 bfloat16 of a panel stay in the first cache: 16 KB
 VECTORS = {16: 32, 8: 16, 4: 16}     # registers of a machine with so many lanes
 Expr = Any                           # a TVM expression
@@ -58,7 +59,7 @@ class Tiles:
     nr: int
     wide: int                        # a tile of fewer rows gets up to this many columns
     chunk: int                       # columns of a task
-    kc: int                          # columns of K in a converted panel
+    kc: int                          # columns of K whose rows of X are packed at once at most
     unroll: int
     pm: int                          # rows of a panel's tile, and vectors of columns
     pn: int
@@ -83,6 +84,11 @@ class Tiles:
     def k_blocks(self) -> int:
         """Scales along K."""
         return -(-self.k // self.step_k)
+
+    @property
+    def folds(self) -> bool:
+        """Whether scales are multiplied into the few rows of X, once for all columns of a block."""
+        return self.quarters and self.k_blocks > 1 and self.block_n >= _FOLDED
 
     @property
     def run(self) -> int:
@@ -127,24 +133,31 @@ class Tiles:
         return -(-self.n // self.width)
 
     @property
-    def panel_k(self) -> int:
-        """Columns of K in a panel: whole scale blocks, or whole vectors under one scale."""
-        unit = self.step_k if self.k_blocks > 1 else self.panel_run
-        return min(max(self.kc // unit, 1) * unit, self.k)
+    def across(self) -> int:
+        """Tiles of panels in one half of a task."""
+        return self.padded // self.tile_n
+
+    @property
+    def parts(self) -> int:
+        """Parts of K, `inner` columns each, whose rows of X are packed at once at most."""
+        return min(max(self.kc // self.inner, 1), -(-self.k // self.inner))
 
     @property
     def block(self) -> int:
-        """Columns of K of a panel under one scale."""
-        return min(self.step_k, self.panel_k) if self.quantised else self.panel_k
+        """Columns of K of a part under one scale."""
+        return min(self.step_k, self.inner) if self.quantised else self.inner
 
     @property
     def inner(self) -> int:
         """Columns of K that a panel's tile sums at once: that part stays in the first cache."""
-        if not (self.pairs and self.quantised):
-            return min(self.panel_k, INNER)
-        splits = -(-self.block // INNER)
-        even = self.block % splits == 0 and self.block // splits % 2 == 0
-        return self.block // splits if even else self.block
+        late = self.pairs and self.quantised     # scales are applied to the sums
+        if self.k_blocks == 1 and not late:
+            return min(self.k, INNER)
+        if self.step_k <= INNER and not late:
+            return min(self.k, INNER // self.step_k * self.step_k)
+        splits = -(-self.step_k // INNER)
+        even = self.step_k % splits == 0 and self.step_k // splits % 2 == 0
+        return self.step_k // splits if even else self.step_k
 
     @property
     def per_step(self) -> int:
@@ -166,19 +179,17 @@ class Tiles:
         return {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.dtype, 1)
 
     @property
-    def fetch_lines(self) -> int:
-        """Cache lines of the next tile's weights for each step through this one."""
-        return -(-self.tile_n * self.element_bytes * self.per_step // 64)
-
-    @property
     def panel_run(self) -> int:
         """Columns of K that are transposed at once."""
         return self.lanes * 4 // self.element_bytes
 
     @property
     def row_sizes(self) -> tuple[int, ...]:
-        """Rows of the tiles that panels have code for: a remainder wastes one row at most."""
-        return (self.pm, *range((self.pm - 1) // 2 * 2, 1, -2), 1)
+        """Rows of the tiles that panels have code for.
+
+        A tile of fewer than eight sums waits for them: it takes as long as one of eight.
+        """
+        return tuple(range(self.pm, -(-8 // self.pn) - 1, -1 if self.pm <= 6 else -2))
 
     def columns(self, rows: int) -> int:
         """Columns of a tile of that many rows."""

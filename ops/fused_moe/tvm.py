@@ -46,7 +46,8 @@ def space(target: VectorTarget, shape: Shape) -> Space:
         return int8_space(target, regime(shape) == "decode")
     pairs = uses_pairs(target, shape)
     return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]), pairs,
-                      all(takes_bytes(target.lanes, shape, pairs)))
+                      all(takes_bytes(target.lanes, shape, pairs)),
+                      max(int(shape["hidden"]), int(shape["inter"])))
 
 
 def uses_pairs(target: VectorTarget, static: Shape) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm import quarters
-from .._tvm.emit import scope
+from .._tvm.emit import local, put, scope
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     code_row,
@@ -40,7 +40,7 @@ def space(target: VectorTarget, shape: Shape) -> Space:
     if serves(target, shape):
         return int8_space(target, regime(shape) == "decode")
     return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
-                      uses_pairs(target, shape), takes_bytes(target, shape))
+                      uses_pairs(target, shape), takes_bytes(target, shape), int(shape["k"]))
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -60,12 +60,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         items = (rows + (g.rows - 1)) // g.rows
 
         def span(item: Any) -> tuple[Any, Any]:
-            return item * g.rows, T.min(rows - item * g.rows, g.rows)
+            # items about equal; TVM's simplifier divides by a bare `items` where it may be zero
+            first, end = (rows * at // T.max(items, 1) for at in (item, item + 1))
+            return first, end - first
 
         def task(item: Any, chunk: Any) -> None:
             with scope("task"):
-                C = scratch(g)
-                first, count = span(item)
+                C, at = scratch(g), local(2, "int64")
+                for i, value in enumerate(span(item)):    # once: TVM would simplify each use
+                    put(at, i, value)
+                first, count = at[0], at[1]
                 Task(g, X, lambda r: r, B, BS, C, T.int64(0), first, count, g.column(chunk),
                      AS if pairs and a_dtype == FP8 else None, few if g.quarters else None).emit()
                 write_tile(g, C, OUT, count, g.column(chunk), out_dtype, lambda r: (first + r,))

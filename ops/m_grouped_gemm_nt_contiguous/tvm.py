@@ -50,7 +50,7 @@ def space(target: VectorTarget, shape: Shape) -> Space:
     if serves(target, shape):
         return int8_space(target, regime(shape) == "decode")
     return gemm_space(target, regime(shape) == "decode", str(shape["w_dtype"]),
-                      uses_pairs(target, shape), takes_bytes(target, shape))
+                      uses_pairs(target, shape), takes_bytes(target, shape), int(shape["k"]))
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from partial results afterwards (the scheduling of FlashMLA and FlashInfer, one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from tvm.script import tirx as T
 
 from .._tvm.attention import (
     Block,
-    Buffer,
-    Expr,
     Tile,
     fits,
     from_first,
@@ -30,10 +27,9 @@ from .._tvm.attention import (
     tile_sizes,
     when,
 )
+from .._tvm.attention_feed import Feed, rows_of
 from .._tvm.attention_rows import (
     along,
-    code_pair,
-    copy,
     drop_odd,
     inverse,
     load_queries,
@@ -46,7 +42,10 @@ from .._tvm.attention_rows import (
 from .._tvm.bf16dot import imported
 from .._tvm.buffers import buffer, view
 from .._tvm.exp2 import LOG2_E, exp2_nonpositive
-from .._tvm.fp8 import decode_e4m3
+from .._tvm.fetch import importing
+from .._tvm.latent_cache import LatentCache
+from .._tvm.registers import local
+from .._tvm.transpose import function
 from ..space import Config, Knob, Space
 from ..spec import Kernel, Outputs, Shape
 from . import FP8_GROUP, OP, fp8_row_bytes
@@ -102,44 +101,6 @@ def tile_of(target: VectorTarget, static: Shape, config: Config) -> Tile:
                 dv, hv, nk, pr, pv, FP8_GROUP if fp8 and pairs else 0)
 
 
-class _Cache:
-    """How the keys of one sequence come into the scratch."""
-
-    def __init__(self, t: Tile, static: Shape, views: tuple[Buffer, Buffer, Buffer]):
-        self.t, self.views = t, views
-        self.dv, self.rope = int(static["head_dim_v"]), int(static["rope"])
-        self.fp8 = static["kv_dtype"] == "fp8"
-        self.groups = -(-self.dv // FP8_GROUP)
-
-    def load(self, block: Block, k: Expr, p: Expr, slot: Expr) -> None:
-        """keys[k] = the row of a page's slot."""
-        t, keys = self.t, block.keys
-
-        def at(buffer: Buffer) -> Callable[[Expr], Expr]:
-            return lambda c: buffer[p, slot, 0, c]
-
-        KV, KF, KH = (at(b) for b in self.views)
-        latent, end = self.dv // t.step, t.q_steps
-        if not self.fp8:
-            copy(t, keys, (k,), lambda c: KV(c) if t.pairs else T.Cast("float32", KV(c)), 0, end)
-        elif t.pairs:
-            copy(t, keys, (k,), lambda c: code_pair(T.Cast("int32", KV(c))), 0, latent)
-            copy(t, keys, (k,), lambda c: KH(self.dv // 4 + self.groups + c), latent, end)
-            for g in range(self.groups):
-                put(block.scales, (k, g), KF(self.dv // 4 + g))
-        else:
-            for g in range(self.groups):
-                first, last = g * FP8_GROUP, min((g + 1) * FP8_GROUP, self.dv)
-
-                def latent_of(c: Expr, g: int = g, first: int = first) -> Expr:
-                    return decode_e4m3(KV(first + c)) * KF(self.dv // 4 + g)
-
-                copy(t, keys, (k,), latent_of, first, last)
-            copy(t, keys, (k,), lambda c: T.Cast("float32", KH(
-                self.dv // 2 + 2 * self.groups + c)), latent, end)
-        zero(t, keys, (k,), t.q_steps, t.key_columns)
-
-
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
     """main: each worker's run of blocks, then the merge of the sequences that were cut."""
     t = tile_of(target, static, config)
@@ -160,11 +121,21 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     direct = (t.pairs and not fp8 and page % t.nk == 0 and LB % t.nk == 0 and t.nk % 2 == 0
               and t.columns <= D)
 
+    fed = not t.pairs and not fp8    # what becomes float32 does so beside the scores
+
     def clamp(value: Any, low: Any, high: Any) -> Any:
         return T.max(T.min(value, high), low)
 
-    def blocks(n: Any) -> Any:       # an empty sequence has a block of no key: it must be written
-        return T.max((n + (LB - 1)) // LB, 1)
+    def blocks(n: Any, W: Any) -> Any:
+        """Blocks of n keys: a multiple of the workers if there are as many, so that each has as
+        many; an empty sequence has one of no key, because it must be written."""
+        least = T.max((n + (LB - 1)) // LB, 1)
+        return T.if_then_else(least < W, least, (least + (W - 1)) // W * W)
+
+    def begin(i: Any, n: Any, count: Any) -> Any:
+        """The first key of block i: blocks differ by one score tile."""
+        tiles = wide((n + (t.nk - 1)) // t.nk)
+        return T.min(T.Cast("int32", wide(i) * tiles // wide(count)) * t.nk, n)
 
     def wide(value: Any) -> Any:
         return T.Cast("int64", value)
@@ -180,35 +151,41 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             put(at, 0, clamp(wide(BT[b, key // page]), T.int64(0), P - 1))
             put(at, 1, wide(key % page))
 
-        def tile_keys(jt: Any, i: Any) -> Any:
-            at = T.alloc_buffer((2,), "int64", scope="local")
-            at_page(at, i * LB + jt * t.nk)
+        def tile_keys(jt: Any, key0: Any) -> Any:
+            at = local(2, "int64")
+            at_page(at, key0 + jt * t.nk)
             return lambda j, d: cache.views[0][at[0], at[1] + j, 0, d]
 
-        def pair_tile(jt: Any, i: Any, n: Any) -> Any:
+        def pair_tile(jt: Any, key0: Any, n: Any) -> Any:
             with scope("pairs"):
-                at = T.alloc_buffer((2,), "int64", scope="local")
-                at_page(at, i * LB + jt * t.nk)
+                at = local(2, "int64")
+                at_page(at, key0 + jt * t.nk)
                 KV = cache.views[0]
                 with T.serial(T.min(t.nk // 2, (n - jt * t.nk + 1) // 2)) as k:
                     pair_rows(t, values, jt * (t.nk // 2) + k,
                               lambda c: KV[at[0], at[1] + 2 * k, 0, c],
                               lambda c: KV[at[0], at[1] + (2 * k + 1), 0, c], t.columns // 2)
-        rows = local_ints(3)
+        rows = local(4, "int32")
         put(rows, 0, T.min(group, R - g * group))
         put(rows, 1, padded(rows[0], t.group))
-        load_queries(t, block, rows[0], rows[1], lambda r: lambda d: (
-            Q[b, g * group + r, d] if t.pairs else T.Cast("float32", Q[b, g * group + r, d])))
+        feed = Feed(t, block.keys, cache.flat, rows_of(t), kv_type, D) if fed else None
+        load_queries(t, block, rows[0], rows[1], lambda r, d: Q[b, g * group + r, d])
         block.start(rows[1])
         with T.serial(first, last) as i:
-            put(rows, 2, T.min(LB, n - i * LB))
+            put(rows, 3, begin(i, n, count))
+            put(rows, 2, begin(i + 1, n, count) - rows[3])
+            if feed:
+                with when(n > 0), T.serial(feed.row.shape[0]) as k:
+                    key = T.min(rows[3] + k, n - 1)      # beyond the last, the last again
+                    put(feed.row, k, clamp(wide(BT[b, key // page]), T.int64(0), P - 1) * page
+                        + wide(key % page))
             if direct:
                 with T.serial((rows[2] + (t.nk - 1)) // t.nk) as jt:
-                    pair_tile(jt, i, rows[2])
+                    pair_tile(jt, rows[3], rows[2])
                 drop_odd(t, values, rows[2])
-            with T.serial(0 if direct else rows[2]) as k:
-                cache.load(block, k, clamp(wide(BT[b, (i * LB + k) // page]), T.int64(0), P - 1),
-                           (i * LB + k) % page)
+            with T.serial(0 if direct or fed else rows[2]) as k:
+                cache.load(block, k, clamp(wide(BT[b, (rows[3] + k) // page]), T.int64(0), P - 1),
+                           (rows[3] + k) % page)
             if t.pairs and not direct:
                 with when(rows[2] % 2 == 1):
                     zero(t, block.keys, (rows[2],), 0, t.key_columns)
@@ -221,12 +198,13 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 at = (r // t.lanes, r % t.lanes)
                 if causal and s_q > 1:
                     put(block.sees, at, clamp(
-                        n - i * LB - (s_q - 1) + (g * group + T.min(r, rows[0] - 1)) // heads,
+                        n - rows[3] - (s_q - 1) + (g * group + T.min(r, rows[0] - 1)) // heads,
                         0, rows[2]))
                 else:
                     put(block.sees, at, rows[2])
             block.scores(rows[1], rows[2], scale * T.float32(LOG2_E),
-                         (lambda jt: tile_keys(jt, i)) if direct else None)
+                         (lambda jt: tile_keys(jt, rows[3])) if direct else None,
+                         feed)
             block.softmax(rows[1], rows[2])
             block.accumulate(values, rows[0], rows[2])
         with T.serial(rows[0]) as r, scope("row"):
@@ -236,7 +214,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 with T.Then():
                     row = g * group + r
                     put(LSE, (b, row % heads, row // heads), log_sum(top, total))
-                    factor = T.alloc_buffer((1,), "float32", scope="local")
+                    factor = local(1)
                     put(factor, 0, inverse(total))
                     store_output(t, O, (b, row), lambda c: block.acc[r, c] * factor[0], dtype)
                 with T.Else():
@@ -249,7 +227,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         """Row r of a group from the workers w0..w1: the first piece of a run or the last."""
         with scope("merge"):
             out = T.alloc_buffer((t.columns,), "float32", scope="global")
-            sums = T.alloc_buffer((3,), "float32", scope="local")
+            sums = local(3)
 
             def slot(w: Any) -> Any:
                 return 2 * w + T.if_then_else(w == w0, 1, 0)
@@ -268,36 +246,34 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             put(sums, 2, inverse(sums[1]))
             store_output(t, O, (b, row), lambda c: out[c] * sums[2], dtype)
 
-    def local_ints(n: int) -> Buffer:
-        return T.alloc_buffer((n,), "int32", scope="local")
-
     def length(SL: Any, b: Any, MP: Any, P: Any) -> Any:
         return clamp(SL[b], 0, T.if_then_else(P > 0, MP * page, 0))
 
-    def each_segment(SL: Any, B: Any, MP: Any, P: Any, at: Any, body: Any) -> Any:
+    def each_segment(SL: Any, W: Any, B: Any, MP: Any, P: Any, at: Any, body: Any) -> Any:
         """body(b, g, n, blocks) with at[0] = the first block's place among all."""
         put(at, 0, 0)
         with T.serial(B) as b:
             put(at, 1, length(SL, b, MP, P))
             with T.serial(groups) as g:
-                body(b, g, at[1], blocks(at[1]))
-                put(at, 0, at[0] + blocks(at[1]))
+                body(b, g, at[1], blocks(at[1], W))
+                put(at, 0, at[0] + blocks(at[1], W))
 
-    def total_blocks(SL: Any, B: Any, MP: Any, P: Any, at: Any) -> Any:
+    def total_blocks(SL: Any, W: Any, B: Any, MP: Any, P: Any, at: Any) -> Any:
         put(at, 2, 0)
         with T.serial(B) as b:
-            put(at, 2, at[2] + groups * blocks(length(SL, b, MP, P)))
+            put(at, 2, at[2] + groups * blocks(length(SL, b, MP, P), W))
 
     def busy(workers: Any, total: Any) -> Any:        # no worker has an empty run
         return T.min(workers, T.max(total, 1))
 
-    def run_worker(w: Any, workers: Any, Q: Any, KV: Any, KF: Any, KH: Any, BT: Any, SL: Any, O:
-                   Any, LSE: Any, PO: Any, PT: Any, PS: Any, scale: Any, B: Any, MP: Any,
+    def run_worker(w: Any, workers: Any, Q: Any, KV: Any, KF: Any, KH: Any, FL: Any, BT: Any, SL:
+                   Any, O: Any, LSE: Any, PO: Any, PT: Any, PS: Any, scale: Any, B: Any, MP: Any,
                    P: Any) -> Any:
-        with imported(t.lanes) if t.pairs else nullcontext(), scope("worker"):
-            cache = _Cache(t, static, (KV, KF, KH))
-            at = local_ints(5)
-            total_blocks(SL, B, MP, P, at)
+        with (imported(t.lanes) if t.pairs else nullcontext(),
+              importing(function(t.lanes, t.unit)), scope("worker")):
+            cache = LatentCache(t, static, (KV, KF, KH), FL, FP8_GROUP)
+            at = local(5, "int32")
+            total_blocks(SL, workers, B, MP, P, at)
             put(at, 3, share(w, at[2], busy(workers, at[2])))
             put(at, 4, share(w + 1, at[2], busy(workers, at[2])))
 
@@ -309,7 +285,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                     process(Q, cache, BT, O, LSE, PO, PT, PS, scale, b, g, n, first, last, count,
                             slot, P)
 
-            each_segment(SL, B, MP, P, at, segment)
+            each_segment(SL, workers, B, MP, P, at, segment)
 
     def share(w: Any, total: Any, W: Any) -> Any:
         return T.Cast("int32", wide(w) * wide(total) // wide(W))
@@ -318,8 +294,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                    Any, MP: Any, P: Any) -> Any:
         """One share of the rows of each cut segment."""
         with scope("cut"):
-            at = local_ints(5)
-            total_blocks(SL, B, MP, P, at)
+            at = local(5, "int32")
+            total_blocks(SL, W, B, MP, P, at)
 
             def worker_of(block: Any) -> Any:
                 return T.Cast("int32", (wide(block + 1) * wide(busy(W, at[2])) - 1) // wide(at[2]))
@@ -332,7 +308,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                     with T.serial(rows * part // W, rows * (part + 1) // W) as r:
                         merge(PO, PT, PS, O, LSE, b, g * group + r, r, at[3], at[4])
 
-            each_segment(SL, B, MP, P, at, segment)
+            each_segment(SL, W, B, MP, P, at, segment)
 
     @T.prim_func(s_tir=True)
     def main(q: T.handle, kv: T.handle, bt: T.handle, sl: T.handle, o: T.handle,  # type: ignore[no-untyped-def]
@@ -349,6 +325,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         LSE = buffer(lse, (B, heads, s_q), "float32")
         Q = view(QT, (B, R, q_width), q_type)
         KV = view(KVT, (P, page, 1, width // types[0][1]), types[0][0])
+        FL = view(KVT, (P * page * (width // types[0][1]),), types[0][0])
         KF = view(KVT, (P, page, 1, width // types[1][1]), types[1][0])
         KH = view(KVT, (P, page, 1, width // types[2][1]), types[2][0])
         O = view(OT, (B, R, o_width), q_type)
@@ -357,7 +334,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             PT = T.sblock_alloc_buffer((2 * workers, group), "float32", scope="global")
             PS = T.sblock_alloc_buffer((2 * workers, group), "float32", scope="global")
             for w in T.parallel(workers):
-                run_worker(w, workers, Q, KV, KF, KH, BT, SL, O, LSE, PO, PT, PS, scale, B, MP, P)
+                run_worker(w, workers, Q, KV, KF, KH, FL, BT, SL, O, LSE, PO, PT, PS, scale, B, MP,
+                           P)
             if workers > 1:
                 for part in T.parallel(workers):
                     merge_rows(part, workers, SL, O, LSE, PO, PT, PS, B, MP, P)

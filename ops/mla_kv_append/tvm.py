@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of
 from ..fp8 import AMAX_FLOOR
 from ..numerics import as_dtype
@@ -70,9 +71,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     @T.inline
     def norm_and_cast(X, W, r, C, SCALES, slot, inverse):  # type: ignore[no-untyped-def]
         with T.sblock("groups"):
-            y = T.sblock_alloc_buffer((GROUP,), "float32", scope="local")
-            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            y = T.sblock_alloc_buffer((GROUP,), "float32", scope="global")
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
             for g in range(scales):
                 for l in T.vectorized(lanes):
                     top[l] = bits(T.float32(AMAX_FLOOR))
@@ -108,8 +109,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     def append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY,  # type: ignore[no-untyped-def]
                r, last, slots):
         with T.sblock("append"):
-            acc = T.sblock_alloc_buffer((lanes,), "float64", scope="local")
-            inverse = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            acc = T.sblock_alloc_buffer((lanes,), "float64", scope="global")
+            inverse = T.sblock_alloc_buffer((1,), "float32", scope="global")
             if SLOT[r] >= T.int64(0) and SLOT[r] < slots:
                 inverse_norm(X, r, eps, acc, inverse)
                 if fp8:
@@ -142,14 +143,17 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                                 "float32" if fp8 else cache, align=cache_align)
         KEY = T.match_buffer(key, (SLOTS, width // 2 if fp8 else width), key_type,
                              align=cache_align)
-        if serial >= M:
-            for r in range(M):
-                append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, r, P - 1, SLOTS)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, task * rows + r, P - 1,
-                           SLOTS)
+        with T.attr(T.int32(0), "pragma_import_llvm", stack.functions(target.lanes)):
+            if serial >= M:
+                stack.align()
+                for r in range(M):
+                    append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, r, P - 1, SLOTS)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
+                    for r in range(T.min(rows, M - task * rows)):
+                        append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, task * rows + r, P - 1,
+                               SLOTS)
 
     return {"main": main}
 

@@ -24,6 +24,7 @@ from .._tvm.attention import (
     tile_sizes,
     when,
 )
+from .._tvm.attention_feed import Feed, rows_of
 from .._tvm.attention_rows import (
     copy,
     drop_odd,
@@ -37,6 +38,9 @@ from .._tvm.attention_rows import (
 from .._tvm.bf16dot import imported
 from .._tvm.buffers import buffer, view
 from .._tvm.exp2 import LOG2_E
+from .._tvm.fetch import importing
+from .._tvm.registers import local
+from .._tvm.transpose import function
 from ..space import Config, Knob, Space
 from ..spec import Kernel, Outputs, Shape
 from . import OP
@@ -98,20 +102,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     def element(buffer: Buffer, *index: Expr) -> Any:
         return lambda c: buffer[(*index, c)] if t.pairs else T.Cast("float32", buffer[(*index, c)])
 
-    def load_keys(block: Block, values: Buffer, K: Buffer, W: Buffer, h: Expr, first: Expr,
-                  n: Expr) -> None:
+    def load_pairs(block: Block, values: Buffer, K: Buffer, W: Buffer, h: Expr, first: Expr,
+                   n: Expr) -> None:
         """n keys and values from token `first` on."""
         with T.serial(n) as k:
             copy(t, block.keys, (k,), element(K, long(first + k), h), 0, t.q_steps)
-        if not t.pairs:
-            with T.serial(n) as k:
-                copy(t, values, (k,), element(W, long(first + k), h), 0, d_v)
-            return
         with T.serial((n + 1) // 2) as k, scope("pair"):
             if d_v % (2 * t.lanes) == 0:
                 low, high = (element(W, long(first + T.min(2 * k + i, n - 1)), h) for i in (0, 1))
             else:                    # whole vectors of a row's end would be its neighbour's
-                two = T.alloc_buffer((2, t.columns // 2), "int32", scope="local")
+                two = T.alloc_buffer((2, t.columns // 2), "int32", scope="global")
                 for i in range(2):
                     row = element(W, long(first + T.min(2 * k + i, n - 1)), h)
                     copy(t, two, (i,), row, 0, d_v // 2)
@@ -119,10 +119,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             pair_rows(t, values, k, low, high, t.columns // 2)
         drop_odd(t, values, n)
 
-    def attend(Q: Buffer, K: Buffer, W: Buffer, O: Buffer, LSE: Buffer, TAB: Buffer, h: Expr,
-               entry: Expr, scale: Expr) -> None:
+    def attend(Q: Buffer, K: Buffer, W: Buffer, FK: Buffer, FW: Buffer, O: Buffer, LSE: Buffer,
+               TAB: Buffer, h: Expr, entry: Expr, scale: Expr) -> None:
         """One head of one block of queries."""
-        to = T.alloc_buffer((6,), "int32", scope="local")
+        to = local(6, "int32")
         put(to, 0, TAB[entry, 0])                                        # first query
         put(to, 1, TAB[entry, 1])                                        # queries
         put(to, 2, padded(to[1], t.group))                               # queries, padded
@@ -130,29 +130,38 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         put(to, 4, T.min(TAB[entry, 3], to[3] + (to[1] - 1) * int(causal)))  # and the last row
         block = Block(t)
         values = block.new_values()
-        load_queries(t, block, to[1], to[2], lambda r: element(Q, long(to[0] + r), h))
+        load_queries(t, block, to[1], to[2], lambda r, d: Q[long(to[0] + r), h, d])
         block.start(to[2])
+        feed = None if t.pairs else Feed(t, block.keys, FK, rows_of(t), dtype, d_qk, FW, d_v)
         with T.serial((T.max(to[4], 0) + (LB - 1)) // LB) as i:
             put(to, 5, T.min(LB, to[4] - i * LB))                        # keys of the block
-            load_keys(block, values, K, W, h, TAB[entry, 2] + i * LB, to[5])
+            if feed:
+                with T.serial(feed.row.shape[0]) as k:
+                    token = TAB[entry, 2] + T.min(i * LB + k, to[4] - 1)
+                    put(feed.row, k, long(token) * heads + h)
+            else:
+                load_pairs(block, values, K, W, h, TAB[entry, 2] + i * LB, to[5])
             with T.serial(to[2]) as r:
                 put(block.sees, (r // t.lanes, r % t.lanes), clamp(
                     to[3] + T.min(r, to[1] - 1) * int(causal) - i * LB, 0, to[5]))
-            block.scores(to[2], to[5], scale * T.float32(LOG2_E))
+            block.scores(to[2], to[5], scale * T.float32(LOG2_E), None, feed)
+            if feed:
+                with T.serial(to[5]) as k:
+                    copy(t, values, (k,), element(W, long(TAB[entry, 2] + i * LB + k), h), 0, d_v)
             block.softmax(to[2], to[5])
             block.accumulate(values, to[1], to[5])
         with T.serial(to[1]) as r, scope("row"):
             at = (r // t.lanes, r % t.lanes)
             put(LSE, (h, long(to[0] + r)), log_sum(block.top[at], block.total[at]))
-            factor = T.alloc_buffer((1,), "float32", scope="local")
+            factor = local(1)
             put(factor, 0, inverse(block.total[at]))
             store_output(t, O, (long(to[0] + r), h), lambda c: block.acc[r, c] * factor[0], dtype)
 
-    def run_task(Q: Buffer, K: Buffer, W: Buffer, O: Buffer, LSE: Buffer, TAB: Buffer, h: Expr,
-                 entry: Expr, scale: Expr) -> None:
-        with (imported(t.lanes) if t.pairs else nullcontext(), when(TAB[entry, 1] > 0),
-              scope("task")):
-            attend(Q, K, W, O, LSE, TAB, h, entry, scale)
+    def run_task(Q: Buffer, K: Buffer, W: Buffer, FK: Buffer, FW: Buffer, O: Buffer, LSE: Buffer,
+                 TAB: Buffer, h: Expr, entry: Expr, scale: Expr) -> None:
+        with (imported(t.lanes) if t.pairs else nullcontext(),
+              importing(function(t.lanes, t.unit)), when(TAB[entry, 1] > 0), scope("task")):
+            attend(Q, K, W, FK, FW, O, LSE, TAB, h, entry, scale)
 
     @T.inline
     def list_blocks(CQ, CK, TAB, at, B, NT, Tq, Tk):  # type: ignore[no-untyped-def]
@@ -200,12 +209,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         Q = view(QT, (Tq, heads, d_qk // t.step), kind)
         K = view(KT, (Tk, heads, d_qk // t.step), kind)
         W = view(VT, (Tk, heads, d_v // t.step), kind)
+        FK = view(KT, (Tk * heads * (d_qk // t.step),), kind)
+        FW = view(VT, (Tk * heads * (d_v // t.step),), kind)
         O = view(OT, (Tq, heads, d_v // t.step), kind)
         with T.sblock("list"):
-            at = T.sblock_alloc_buffer((6,), "int32", scope="local")
+            at = T.sblock_alloc_buffer((6,), "int32", scope="global")
             list_blocks(CQ, CK, TAB, at, C - 1, NT, count(Tq), count(Tk))
         for task in T.parallel(heads * NT):
-            run_task(Q, K, W, O, LSE, TAB, task // NT, task % NT, scale)
+            run_task(Q, K, W, FK, FW, O, LSE, TAB, task // NT, task % NT, scale)
 
     return {"main": main}
 

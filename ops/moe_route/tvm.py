@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.exp import exp, sigmoid
 from .._tvm.fp8 import bits, magnitude_bits
+from .._tvm.route_llvm import STEP, best_function
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from ...targets.base import VectorTarget
 
 _TAKEN = -(1 << 31)                  # below the key of -inf: a selected expert never comes back
-_NO_INDEX = (1 << 31) - 1
 
 
 def space(target: VectorTarget, shape: Shape) -> Space:
     """Vector width, tokens per parallel task, tokens below which one thread runs."""
-    return Space({"lanes": (8, 16, 32), "rows": (4, 1, 16, 64), "serial": (8, 0, 32)})
+    serial = (8, 32) if int(shape["experts"]) >= 128 else (16, 64)
+    return Space({"lanes": (16, 32, 8), "rows": (8, 4, 16, 64), "serial": serial})
 
 
 def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]:
@@ -34,11 +36,13 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     softmax, top2 = static["scoring"] == "softmax", static["group_score"] == "top2_sum"
     norm, has_bias, grouped = bool(static["norm"]), bool(static["has_bias"]), topk_group < n_group
     lanes, rows, serial = int(config["lanes"]), int(config["rows"]), int(config["serial"])
-    size, padded = e // n_group, -(-e // lanes) * lanes
+    size, wider = e // n_group, max(lanes, STEP)
+    padded = -(-e // wider) * wider
     gl = next(w for w in (16, 8, 4, 2, 1) if size % w == 0)   # lanes within a group
     masked = mask_value(str(static["scoring"]), has_bias)
     tail, align = e // lanes * lanes, as_dtype(dtype).itemsize
     infinity = float("inf")
+    functions = f"{best_function()}\n{stack.functions(target.lanes)}"
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
@@ -56,7 +60,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             for l in T.vectorized(w):
                 lane[l] = T.max(lane[l], values[i * w + l])
         top[0] = lane[0]
-        for l in range(1, w):
+        for l in T.unroll(1, w):
             top[0] = T.max(top[0], lane[l])
 
     @T.inline
@@ -77,7 +81,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             for l in T.vectorized(lanes):
                 lane[l] = lane[l] + scores[i * lanes + l]
         total[0] = T.float32(0)
-        for l in range(lanes):
+        for l in T.unroll(lanes):
             total[0] = total[0] + lane[l]
         for i in range(padded // lanes):
             for l in T.vectorized(lanes):
@@ -105,7 +109,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                     second[l] = T.max(second[l], T.min(first[l], choice[g * size + i * gl + l]))
                 for l in T.vectorized(gl):
                     first[l] = T.max(first[l], choice[g * size + i * gl + l])
-            for l in range(1, gl):
+            for l in T.unroll(1, gl):
                 second[0] = T.max(T.max(second[0], second[l]), T.min(first[0], first[l]))
                 first[0] = T.max(first[0], first[l])
             if top2:
@@ -126,30 +130,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                     choice[g * size + j] = T.float32(masked)
 
     @T.inline
-    def select(keys, lane, top, ids, p):  # type: ignore[no-untyped-def]
-        largest(keys, padded, lanes, lane, top)
-        for l in T.vectorized(lanes):
-            lane[l] = T.int32(_NO_INDEX)
-        for i in range(padded // lanes):
-            for l in T.vectorized(lanes):
-                lane[l] = T.min(lane[l], T.Select(keys[i * lanes + l] == top[0], i * lanes + l,
-                                                  T.int32(_NO_INDEX)))
-        ids[p] = lane[0]
-        for l in range(1, lanes):
-            ids[p] = T.min(ids[p], lane[l])
-        keys[ids[p]] = T.int32(_TAKEN)
-
-    @T.inline
     def route(X, BIAS, factor, WEIGHTS, IDS, r):  # type: ignore[no-untyped-def]
         with T.sblock("route"):
             scores = T.sblock_alloc_buffer((padded,), "float32", scope="local")
             choice = T.sblock_alloc_buffer((padded,), "float32", scope="local")
             keys = T.sblock_alloc_buffer((padded,), "int32", scope="local")
-            lane = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            klane = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            total = T.sblock_alloc_buffer((1,), "float32", scope="local")
-            top = T.sblock_alloc_buffer((1,), "int32", scope="local")
-            ids = T.sblock_alloc_buffer((k,), "int32", scope="local")
+            lane = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
+            total = T.sblock_alloc_buffer((1,), "float32", scope="global")
+            ids = T.sblock_alloc_buffer((k,), "int32", scope="global")
             if softmax:
                 score_softmax(X, r, scores, lane, total)
             else:
@@ -161,18 +149,20 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                     choice[j] = scores[j]
             if grouped:
                 with T.sblock("groups"):
-                    first = T.sblock_alloc_buffer((gl,), "float32", scope="local")
-                    second = T.sblock_alloc_buffer((gl,), "float32", scope="local")
-                    best = T.sblock_alloc_buffer((n_group,), "int32", scope="local")
-                    kept = T.sblock_alloc_buffer((n_group,), "int32", scope="local")
-                    where = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                    first = T.sblock_alloc_buffer((gl,), "float32", scope="global")
+                    second = T.sblock_alloc_buffer((gl,), "float32", scope="global")
+                    best = T.sblock_alloc_buffer((n_group,), "int32", scope="global")
+                    kept = T.sblock_alloc_buffer((n_group,), "int32", scope="global")
+                    where = T.sblock_alloc_buffer((1,), "int32", scope="global")
                     keep_groups(choice, first, second, best, kept, where)
             for j in range(e):
                 keys[j] = ordered(choice[j])
             for j in range(e, padded):
                 keys[j] = T.int32(_TAKEN)
             for p in range(k):
-                select(keys, klane, top, ids, p)
+                ids[p] = T.call_extern("int32", "expertile_best", T.address_of(keys[0]),
+                                       T.int64(padded))
+                keys[ids[p]] = T.int32(_TAKEN)
             total[0] = T.float32(0)
             for p in range(k):
                 # V2's mask is 0 and so are the weights that it leaves
@@ -199,13 +189,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         BIAS = T.match_buffer(bias, (e,), "float32", align=4)
         WEIGHTS = T.match_buffer(weights, (M, k), "float32", align=4)
         IDS = T.match_buffer(ids, (M, k), "int32", align=4)
-        if serial >= M:
-            for r in range(M):
-                route(X, BIAS, factor, WEIGHTS, IDS, r)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    route(X, BIAS, factor, WEIGHTS, IDS, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", functions):
+            if serial >= M:
+                stack.align()
+                for r in range(M):
+                    route(X, BIAS, factor, WEIGHTS, IDS, r)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
+                    for r in range(T.min(rows, M - task * rows)):
+                        route(X, BIAS, factor, WEIGHTS, IDS, task * rows + r)
 
     return {"main": main}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import group_cast
+from .._tvm import group_cast, stack
 from .._tvm.cast_llvm import GROUPS
 from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
 from .._tvm.llvm import PREFETCH
@@ -38,6 +38,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     strips, align = -(-kblocks // run), as_dtype(dtype).itemsize
     whole = k // bk if group_cast.takes(bk) else 0
     functions = f"{group_cast.functions(target, dtype, ue8m0)}\n{PREFETCH}" if whole else ""
+    functions += "\n" + stack.functions(target.lanes)
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
@@ -59,9 +60,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     @T.inline
     def cast_block(W, Q, S, N, nb, kb, width):  # type: ignore[no-untyped-def]
         with T.sblock("block"):
-            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
-            v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
+            v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             for l in T.vectorized(lanes):
                 top[l] = bits(T.float32(AMAX_FLOOR))
             for r in range(T.min(bn, N - nb * bn)):
@@ -120,6 +121,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
         with T.attr(T.int32(0), "pragma_import_llvm", functions):
             for task in T.parallel(NB * strips):
+                stack.align()
                 if whole > 0:
                     cast_whole(W, Q, S, N, task // strips, task % strips * run,
                                T.max(T.min(run, whole - task % strips * run), 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import group_cast
+from .._tvm import group_cast, stack
 from .._tvm.cast_llvm import GROUPS
 from .._tvm.fp8 import bits, magnitude_bits, scaled
 from .._tvm.group_cast import TO_E4M3, Cast
@@ -35,6 +35,7 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
     whole = k // group if group_cast.takes(group) else 0
     functions = group_cast.functions(target, dtype, ue8m0, cast.to) if whole else ""
+    functions += "\n" + stack.functions(target.lanes)
     encode, scale_of = cast.encode, cast.scale_of
 
     def wide(value: Any) -> Any:     # a helper, not `v = ...`: that would declare a buffer in TIR
@@ -88,9 +89,9 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
     @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
-            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
-            v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
+            v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             if whole > 0:
                 tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
                 plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
@@ -120,10 +121,12 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
         S = T.match_buffer(s, (M, groups), "float32", strides=[sm, sg], align=4)
         with T.attr(T.int32(0), "pragma_import_llvm", functions):
             if serial_rows >= M:
+                stack.align()
                 for r in range(M):
                     cast_row(X, eps, Q, S, r)
             else:
                 for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
                     for r in range(T.min(rows, M - task * rows)):
                         cast_row(X, eps, Q, S, task * rows + r)
 

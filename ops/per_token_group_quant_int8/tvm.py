@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.fp8 import bits, floats, magnitude_bits
 from .._tvm.int8_cast import int8_code
 from ..int8 import INT8_MAX
@@ -62,8 +63,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
-            top = T.sblock_alloc_buffer((lanes,), "int32", scope="local")
-            scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+            top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
+            scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
             for g in range(groups - 1):
                 for l in T.vectorized(lanes):
                     top[l] = bits(EPS)
@@ -81,13 +82,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         X = T.match_buffer(x, (M, k), dtype, strides=[xs, 1], align=align)
         Q = T.match_buffer(q, (M, k), "int8", align=1)
         S = T.match_buffer(s, (M, groups), "float32", align=4)
-        if serial_rows >= M:
-            for r in range(M):
-                cast_row(X, eps, Q, S, r)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    cast_row(X, eps, Q, S, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", stack.functions(target.lanes)):
+            if serial_rows >= M:
+                stack.align()
+                for r in range(M):
+                    cast_row(X, eps, Q, S, r)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
+                    for r in range(T.min(rows, M - task * rows)):
+                        cast_row(X, eps, Q, S, task * rows + r)
 
     return {"main": main}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.exp import exp, silu_of
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -45,8 +46,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     @T.inline
     def row(X, Y, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
-            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
-            e = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            gate = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
+            e = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             span(X, Y, r, 0, h, lanes, gate, e)
             span(X, Y, r, h // lanes * lanes, h % lanes, 8, gate, e)
             span(X, Y, r, h // 8 * 8, h % 8, 1, gate, e)
@@ -59,13 +60,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         # `align`: TVM takes 64 bytes for granted and a slice of a tensor would fault
         X = T.match_buffer(x, (M, 2 * h), dtype, strides=[xs, 1], align=align)
         Y = T.match_buffer(y, (M, h), dtype, align=align)
-        if serial_rows >= M:
-            for r in range(M):
-                row(X, Y, r)
-        else:
-            for task in T.parallel((M + (rows - 1)) // rows):
-                for r in range(T.min(rows, M - task * rows)):
-                    row(X, Y, task * rows + r)
+        with T.attr(T.int32(0), "pragma_import_llvm", stack.functions(target.lanes)):
+            if serial_rows >= M:
+                stack.align()
+                for r in range(M):
+                    row(X, Y, r)
+            else:
+                for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
+                    for r in range(T.min(rows, M - task * rows)):
+                        row(X, Y, task * rows + r)
 
     return {"main": main}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.silu_cast import functions, lane_choices, row_caster
 from ..fp8 import scale_count
 from ..numerics import as_dtype
@@ -47,10 +48,12 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         S = T.match_buffer(s, (1, M, groups), "float32", strides=[se, sm, sg], align=4)
         with T.attr(T.int32(0), "pragma_import_llvm", code):
             if serial_rows >= M:
+                stack.align()
                 for r in range(M):
                     cast_row(X, eps, Q, S, r, 0, r)
             else:
                 for task in T.parallel((M + (rows - 1)) // rows):
+                    stack.align()
                     for r in range(T.min(rows, M - task * rows)):
                         cast_row(X, eps, Q, S, task * rows + r, 0, task * rows + r)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
+from .._tvm import stack
 from .._tvm.silu_cast import functions, lane_choices, row_caster
 from ..fp8 import scale_count
 from ..numerics import as_dtype
@@ -56,6 +57,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         S = T.match_buffer(s, (E, M, groups), "float32", strides=[se, sm, sg], align=4)
         with T.attr(T.int32(0), "pragma_import_llvm", code):
             for task in T.parallel(E * runs(M)):
+                stack.align()
                 for r in range(count(COUNT[task // runs(M)], M, task % runs(M) * rows)):
                     cast_row(X, eps, Q, S, task // runs(M) * M + task % runs(M) * rows + r,
                              task // runs(M), task % runs(M) * rows + r)

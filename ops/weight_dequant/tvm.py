@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.dequant_llvm import SCALES, STEP, widen_function
+from .._tvm import stack
+from .._tvm.dequant_llvm import PAST, SCALES, STEP, widen_function
 from .._tvm.fp8 import bits, decode_e4m3_or_nan
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -37,8 +38,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     lanes, rows = int(config["lanes"]), int(config["rows"])
     kblocks, last = -(-k // block), k - (-(-k // block) - 1) * block
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
+    past_rows = PAST // (k * align)
     whole = k // block if _takes(target, block) else 0
-    functions = widen_function(dtype, "bf16" in target.dots) if whole else ""
+    functions = widen_function(dtype, "bf16" in target.dots, target.lanes) if whole else ""
+    functions += "\n" + stack.functions(target.lanes)
 
     @T.inline
     def widen_span(Q, S, W, r, kb, first, count, w, v):  # type: ignore[no-untyped-def]
@@ -55,20 +58,20 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1, v)
 
     @T.inline
-    def widen_whole(Q, S, W, r, kb, v):  # type: ignore[no-untyped-def]
+    def widen_whole(Q, S, W, r, kb, past, v):  # type: ignore[no-untyped-def]
         if T.And(bits(S[r // block, kb]) >= SCALES[0], bits(S[r // block, kb]) < SCALES[1]):
             T.evaluate(T.call_extern(
                 "void", "expertile_widen", T.address_of(Q[r, kb * block]),
-                T.address_of(W[r, kb * block]), T.int64(block), S[r // block, kb]))
+                T.address_of(W[r, kb * block]), T.int64(block), S[r // block, kb], past))
         else:
             widen_block(Q, S, W, r, kb, block, v)
 
     @T.inline
-    def widen_row(Q, S, W, r):  # type: ignore[no-untyped-def]
+    def widen_row(Q, S, W, r, past):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
-            v = T.sblock_alloc_buffer((lanes,), "float32", scope="local")
+            v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             for kb in range(whole):
-                widen_whole(Q, S, W, r, kb, v)
+                widen_whole(Q, S, W, r, kb, past, v)
             for kb in range(whole, kblocks - 1):
                 widen_block(Q, S, W, r, kb, block, v)
             if whole < kblocks:
@@ -86,12 +89,17 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         W = T.match_buffer(w, (N, k), dtype, align=align)
         with T.attr(T.int32(0), "pragma_import_llvm", functions):
             if serial_rows >= N:
+                stack.align()
                 for r in range(N):
-                    widen_row(Q, S, W, r)
+                    widen_row(Q, S, W, r, 0)
             else:
                 for task in T.parallel((N + (rows - 1)) // rows):
+                    stack.align()
                     for r in range(T.min(rows, N - task * rows)):
-                        widen_row(Q, S, W, task * rows + r)
+                        widen_row(Q, S, W, task * rows + r,
+                                  T.Select(past_rows <= N, T.int32(1), T.int32(0)))
+                    if whole > 0:
+                        T.evaluate(T.call_extern("void", "expertile_written"))
 
     return {"main": main}
 

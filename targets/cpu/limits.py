@@ -19,7 +19,7 @@ from .pages import ENVIRONMENT
 if TYPE_CHECKING:
     from . import CpuTarget
 
-FORMAT = 3                           # of the cache file, and of the method below
+FORMAT = 4                           # of the cache file, and of the method below
 STREAMS = 8                          # one stream per core reads 15-19 GB/s here, eight 23-26
 CHAINS = 12                          # independent FMAs in flight: latency 4 x 2 ports, and spare
 FMA_STEPS = 500_000                  # 2 ms a run: waking the threads does not count
@@ -88,11 +88,11 @@ def _store(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _buffer_mb() -> int:
-    """Several times the last-level cache, and not more than an eighth of the memory."""
+    """Many times the last-level cache, and not more than an eighth of the memory."""
     sizes = [_kib(p.read_text()) for p in
              Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    return max(16, min(max(256, 4 * max(sizes, default=0) >> 10), memory // 8))
+    return max(16, min(max(512, 16 * max(sizes, default=0) >> 10), memory // 8))
 
 
 def _kib(text: str) -> int:

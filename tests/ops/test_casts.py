@@ -12,6 +12,7 @@ from expertile import ops, targets
 from expertile.ops.space import Config, Space
 from expertile.ops.spec import Args, Kernel, Operator, Outputs, Shape
 from expertile.targets.base import Target
+from expertile.targets.cpu.artifacts import built
 from expertile.targets.cpu.levels import LEVELS
 from tests.conformance import check_config
 
@@ -132,12 +133,53 @@ def _decoded() -> Tensor:
     return torch.where(code >= 128, -value, value).float()
 
 
+@pytest.mark.parametrize("arch", [None, "x86-avx2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_all_codes_decode_exactly(cpu: Target, dtype: torch.dtype) -> None:
+def test_all_codes_decode_exactly(cpu: Target, dtype: torch.dtype, arch: str | None) -> None:
     """Also the NaN codes, which the GEMMs' faster form reads as 480."""
+    target = cpu if arch is None else targets.load("cpu", arch=arch)
     q = torch.arange(256).to(torch.uint8).view(2, 128).view(E4M3)
-    (w,) = run(DEQUANT, cpu, q, torch.ones(1, 1), 128, dtype)
+    (w,) = run(DEQUANT, target, q, torch.ones(1, 1), 128, dtype)
     assert same(w.flatten(), _decoded().to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_codes_times_many_scales_without_bfloat16_instructions(dtype: torch.dtype) -> None:
+    """Products are rounded in a table of the block: 1024 scales, powers of two and ties in it."""
+    g = torch.Generator().manual_seed(0)
+    s = torch.cat((torch.exp2(torch.arange(-90.0, 90.0)), torch.rand(812, generator=g),
+                   torch.arange(1.0, 33.0) / 256))
+    q = torch.arange(256).to(torch.uint8).repeat(1, 512).view(E4M3)
+    target = targets.load("cpu", arch="x86-avx2")
+    (w,) = run(DEQUANT, target, q, s[None], 128, dtype)
+    exact = _decoded().repeat(512).view(-1, 128) * s[:, None]
+    assert same(w.view(-1, 128), exact.to(dtype))
+
+
+@pytest.mark.parametrize("arch", [None, "x86-avx2"])
+@pytest.mark.parametrize("first", [0, 3])
+def test_large_results_past_the_caches(cpu: Target, arch: str | None, first: int) -> None:
+    """36 MB of bfloat16, aligned to vectors or not, and not a byte beside them."""
+    target = cpu if arch is None else targets.load("cpu", arch=arch)
+    n, k = 9000, 2048
+    g = torch.Generator().manual_seed(first)
+    q = torch.randint(0, 256, (n, k), generator=g, dtype=torch.uint8).view(E4M3)
+    args = q, torch.rand(-(-n // 128), k // 128, generator=g), 128, torch.bfloat16
+    room = torch.full((n * k + 8,), 7.0, dtype=torch.bfloat16)
+    w = room[first:first + n * k].view(n, k)
+    kernel(DEQUANT, target, DEQUANT.shape_of(*args))(*args, out=(w,))
+    assert same(w, want(DEQUANT, *args)[0])
+    assert (room[:first] == 7.0).all() and (room[first + n * k:] == 7.0).all()
+
+
+@pytest.mark.parametrize("op", [SILU, DEQUANT, INT8], ids=lambda op: str(op.name))
+def test_vectors_lie_at_multiples_of_their_size(op: Operator) -> None:
+    """`and rsp, -32`, in the kernel and in what its threads run: no slot lies across two pages."""
+    target = targets.load("cpu", arch="x86-avx2")
+    shape = op.odd_shapes[0]
+    config = ops.lowering(op.name, "tvm").space(target, shape).default()
+    code = built(target, op.name, op.static_of(shape), config).read_bytes()
+    assert code.count(bytes.fromhex("4883e4e0")) >= 2
 
 
 def test_encoding_is_nearest_even(cpu: Target) -> None:

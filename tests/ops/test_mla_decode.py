@@ -52,7 +52,17 @@ def test_narrower_vectors_on_all_cases(cpu: Target, arch: str) -> None:
     """Eight and four lanes, whatever this machine has."""
     if not cpu.arch.startswith("x86-avx"):
         pytest.skip(f"needs AVX2, this is {cpu.arch}")
-    check_config(OP, targets.load("cpu", arch=arch), OP.odd_shapes[4])
+    for shape in (OP.odd_shapes[2], OP.odd_shapes[4]):
+        check_config(OP, targets.load("cpu", arch=arch), shape)
+
+
+@pytest.mark.parametrize(("heads", "dv", "kv_dtype"), [(5, 40, "bfloat16"), (17, 8, "float32")])
+def test_keys_that_end_within_a_cache_line(cpu: Target, heads: int, dv: int,
+                                           kv_dtype: str) -> None:
+    """Their last elements come one by one; values narrower than an output tile."""
+    check_config(OP, cpu, {"heads": heads, "head_dim_v": dv, "rope": 12, "page": 16, "s_q": 2,
+                           "dtype": "float32", "kv_dtype": kv_dtype, "causal": True, "batch": 3,
+                           "ctx": 40})
 
 
 def test_fp8_cache_equals_its_dequantised_rows(cpu: Target) -> None:

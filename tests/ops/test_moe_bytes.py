@@ -59,3 +59,27 @@ def test_rows_of_any_magnitude(cpu: Target, arch: str | None) -> None:
     OP.reference(hidden, *rest, out=want)
     assert mismatch(got[0][:7], want[0][:7], OP.rtol["float32"]) is None
     assert got[0][6].eq(0).all() and got[0][7].isnan().all()
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_scales_of_any_magnitude(cpu: Target, arch: str | None) -> None:
+    """They are multiplied into the rows, which a block of columns after the other shares: those
+    of one block must neither overflow there nor make another's products subnormal."""
+    op, target = ops.load("gemm_nt"), target_of(cpu, arch)
+    shape = {"n": 512, "k": 512, "a_dtype": "float32", "w_dtype": "float8_e4m3fn",
+             "out_dtype": "float32", "block_n": 128, "block_k": 128, "tokens": 5}
+    a, a_scale, b, b_scale, *rest = op.inputs(shape, 4)
+    scales = torch.tensor([1e-30, 1.0, 1e30, 0.0])[:, None] * torch.tensor([1.0, 1e-6, 3.0, 1e6])
+    b_scale.copy_(scales)
+    kernel = ops.lowering(op.name, "tvm").build(
+        target, shape, dict(ops.lowering(op.name, "tvm").space(target, shape).default()))
+    args = a, a_scale, b, b_scale, *rest
+    got, want = op.empty(*args), op.empty(*args)
+    kernel(*args, out=got)
+    op.reference(*args, out=want)
+    for block in range(4):
+        columns = slice(128 * block, 128 * block + 128)
+        up = 1e24 if block == 0 else 1.0         # `mismatch` takes rows below 1e-30 for zero
+        assert mismatch(got[0][:, columns] * up, want[0][:, columns] * up,
+                        op.rtol["float32"]) is None
+    assert want[0][:, :128].abs().max() > 0
