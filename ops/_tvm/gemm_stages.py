@@ -54,10 +54,9 @@ def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool, quarter
     ahead = _ahead(target.lanes, w_dtype, pairs, quarters, k)
     if decode:
         return Space({"tile": tile, "wide": (4,) if quarters else (4, 8),
-                      "chunk": (256, 128, 512) if quarters else (128, 256, 512),
-                      "unroll": (1, 2), "order": ("item", "chunk"), "kc": (2048,),
-                      "panel": panel[:1], "panel_rows": panel_rows, "rows": (128,),
-                      "ahead": ahead})
+                      "chunk": (128, 256, 512), "unroll": (1, 2), "order": ("item", "chunk"),
+                      "kc": (2048,), "panel": panel[:1], "panel_rows": panel_rows,
+                      "rows": (128,), "ahead": ahead})
     return Space({"tile": tile[:1], "wide": (4,), "chunk": (256, 128, 512), "unroll": (1, 2),
                   "order": ("item", "chunk"), "kc": (2048,), "panel": panel,
                   "panel_rows": panel_rows, "rows": (256, 128), "ahead": ahead[:1]})
