@@ -62,24 +62,27 @@ def test_rows_of_any_magnitude(cpu: Target, arch: str | None) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_scales_of_any_magnitude(cpu: Target, arch: str | None) -> None:
-    """They are multiplied into the rows, which a block of columns after the other shares: those
-    of one block must neither overflow there nor make another's products subnormal."""
+@pytest.mark.parametrize("tokens", [5, 40])      # few rows, and panels
+@pytest.mark.parametrize("block_n", [128, 20])   # 20: lanes of one vector have different scales
+def test_scales_of_any_magnitude(cpu: Target, arch: str | None, tokens: int, block_n: int) -> None:
+    """They are multiplied into the rows or the panels, with powers of two of the codes: those of
+    one block of columns must neither overflow there nor make another's products subnormal."""
     op, target = ops.load("gemm_nt"), target_of(cpu, arch)
     shape = {"n": 512, "k": 512, "a_dtype": "float32", "w_dtype": "float8_e4m3fn",
-             "out_dtype": "float32", "block_n": 128, "block_k": 128, "tokens": 5}
+             "out_dtype": "float32", "block_n": block_n, "block_k": 128, "tokens": tokens}
     a, a_scale, b, b_scale, *rest = op.inputs(shape, 4)
-    scales = torch.tensor([1e-30, 1.0, 1e30, 0.0])[:, None] * torch.tensor([1.0, 1e-6, 3.0, 1e6])
-    b_scale.copy_(scales)
+    blocks = b_scale.shape[0]
+    sizes = torch.tensor([1e-30, 1.0, 1e27, 0.0]).repeat(-(-blocks // 4))[:blocks]
+    b_scale.copy_(sizes[:, None] * torch.tensor([1.0, 1e-6, 3.0, 1e6]))
     kernel = ops.lowering(op.name, "tvm").build(
         target, shape, dict(ops.lowering(op.name, "tvm").space(target, shape).default()))
     args = a, a_scale, b, b_scale, *rest
     got, want = op.empty(*args), op.empty(*args)
     kernel(*args, out=got)
     op.reference(*args, out=want)
-    for block in range(4):
-        columns = slice(128 * block, 128 * block + 128)
-        up = 1e24 if block == 0 else 1.0         # `mismatch` takes rows below 1e-30 for zero
+    for block in range(blocks):
+        columns = slice(block_n * block, block_n * (block + 1))
+        up = 1e24 if block % 4 == 0 else 1.0     # `mismatch` takes rows below 1e-30 for zero
         assert mismatch(got[0][:, columns] * up, want[0][:, columns] * up,
                         op.rtol["float32"]) is None
-    assert want[0][:, :128].abs().max() > 0
+    assert want[0][:, :block_n].abs().max() > 0
