@@ -43,7 +43,7 @@ def kernels(target: CpuTarget) -> dict[str, Limit]:
     """Every limit of a target, compiled in this process.
 
     Calls go through buffers of many caches in turn: one buffer of three caches, read again and
-    again, was found in the last-level cache in part (46 GB/s where memory gives 37).
+    again, was found in the last-level cache in part (71 GB/s for 60: docs/facts.md).
     """
     import tvm
 
