@@ -102,6 +102,7 @@ class Target(Protocol):
     def computes(self) -> bool: ...              # its kernels write results, so they must be right
 
     def toolchain(self) -> dict[str, str]: ...   # versions that change the code: part of the key
+    def surroundings(self) -> dict[str, str]: ...    # what else here moves the compiler's output
     def available(self) -> str | None: ...       # None, or why kernels cannot be built and run here
     def evidence(self) -> Evidence: ...          # the highest level reachable on this machine
     def limits(self) -> Mapping[str, Figure]: ...
@@ -122,6 +123,10 @@ class FromLowering:
         """The configs of an operator on this target."""
         made: Space = lowering(op.name, self.lang).space(self, shape)
         return made
+
+    def surroundings(self) -> dict[str, str]:
+        """Nothing beside the toolchain."""
+        return {}
 
     def worker(self, memory_gb: float) -> Child:
         """A process of this very interpreter."""

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp, log2
 from typing import Any
 
 from ..ops.space import Config, Space
 from ..ops.spec import Kernel, Operator, Shape
-from .base import Evidence, Examined, Figure, Recipe, Verdict
-from .child import Child
-
-
-@dataclass
-class Clock:
-    """A virtual clock that kernels move on, in microseconds."""
-
-    now: float = 0.0
+from ._virtual import Clock, Virtual, elapsed_us
+from .base import Examined, Recipe
 
 
 def formula_us(config: Config) -> float:
@@ -30,7 +22,7 @@ def formula_us(config: Config) -> float:
 
 
 @dataclass(frozen=True)
-class NullTarget:
+class NullTarget(Virtual):
     """A target without a device; the same for every operator."""
 
     flat: bool = False               # every config takes the same time
@@ -49,32 +41,6 @@ class NullTarget:
 
     def __post_init__(self) -> None:
         self._random.seed(self.seed)
-
-    def toolchain(self) -> dict[str, str]:
-        """Nothing compiles."""
-        return {}
-
-    def available(self) -> str | None:
-        """It is always there."""
-        return None
-
-    def evidence(self) -> Evidence:
-        """Nothing runs, so nothing is ever checked."""
-        return "L0 described"
-
-    def limits(self) -> Mapping[str, Figure]:
-        """It has none."""
-        return {}
-
-    def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict:
-        """A config is legal when it belongs to the space."""
-        why = self.space(op, shape).why_not(config)
-        return Verdict(why is None, why or "")
-
-    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
-        """Nothing compiles, so there is nothing to see but the space's verdict."""
-        verdict = self.legal(op, shape, config)
-        return Examined(verdict.legal, verdict.reason, "L0 described")
 
     def space(self, op: Operator, shape: Shape) -> Space:
         """48 points, 44 of them valid."""
@@ -99,17 +65,9 @@ class NullTarget:
         return f"{__name__}:target", {"flat": self.flat, "noise": self.noise,
                                       "sleep_s": self.sleep_s, "seed": self.seed}
 
-    def worker(self, memory_gb: float) -> Child:
-        """Any process will do."""
-        return Child(memory_gb)
-
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
         """Virtual time of one of `inner` calls, in microseconds."""
-        time.sleep(self.sleep_s)
-        start = self._clock.now
-        for _ in range(inner):
-            fn()
-        return (self._clock.now - start) / inner
+        return elapsed_us(self._clock, self.sleep_s, fn, inner)
 
 
 def target(flat: bool = False, noise: float = 0.0, sleep_s: float = 0.0, seed: int = 0,

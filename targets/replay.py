@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +12,8 @@ from typing import Any
 
 from ..ops.space import Config, Space, config_text
 from ..ops.spec import Kernel, Operator, Shape
-from .base import BuildError, Evidence, Examined, Figure, Recipe, RunFailed, Verdict
-from .child import Child
-from .null import Clock
+from ._virtual import Clock, Virtual, elapsed_us
+from .base import BuildError, Examined, Recipe, RunFailed
 
 FORMAT = "expertile-landscape-1"
 _BUILD = ("build_error",)
@@ -32,7 +30,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class ReplayTarget:
+class ReplayTarget(Virtual):
     """A landscape file played as a device; the same for every operator."""
 
     path: Path
@@ -55,32 +53,6 @@ class ReplayTarget:
     def arch(self) -> str:
         """Landscapes are a family of their own: their times are not this machine's."""
         return "replay"
-
-    def toolchain(self) -> dict[str, str]:
-        """Nothing compiles."""
-        return {}
-
-    def available(self) -> str | None:
-        """It is always there."""
-        return None
-
-    def evidence(self) -> Evidence:
-        """Nothing runs, so nothing is ever checked."""
-        return "L0 described"
-
-    def limits(self) -> Mapping[str, Figure]:
-        """It has none."""
-        return {}
-
-    def legal(self, op: Operator, shape: Shape, config: Config) -> Verdict:
-        """A config is legal when the landscape holds it."""
-        why = self.space(op, shape).why_not(config)
-        return Verdict(why is None, why or "")
-
-    def examine(self, op: Operator, shape: Shape, config: Config) -> Examined:
-        """Nothing compiles, so there is nothing to see but the space's verdict."""
-        verdict = self.legal(op, shape, config)
-        return Examined(verdict.legal, verdict.reason, "L0 described")
 
     def space(self, op: Operator, shape: Shape) -> Space:
         """The configs that were tried, failed ones included."""
@@ -108,17 +80,9 @@ class ReplayTarget:
         """How a child process makes this target again."""
         return f"{__name__}:target", {"unit": str(self.path), "sleep_s": self.sleep_s}
 
-    def worker(self, memory_gb: float) -> Child:
-        """Any process will do."""
-        return Child(memory_gb)
-
     def time_us(self, fn: Callable[[], object], inner: int) -> float:
-        """Recorded time of one of `inner` calls, in microseconds."""
-        time.sleep(self.sleep_s)
-        start = self._clock.now
-        for _ in range(inner):
-            fn()
-        return (self._clock.now - start) / inner
+        """Virtual time of one of `inner` calls, in microseconds."""
+        return elapsed_us(self._clock, self.sleep_s, fn, inner)
 
 
 def target(unit: str = "", sleep_s: float = 0.0, cache_dir: object = None) -> ReplayTarget:

@@ -108,9 +108,7 @@ def load_target(device: str, cache_dir: Path | None) -> Target:
 
 def toolchain_of(target: Target) -> dict[str, str]:
     """The compiler's versions, and what else here moves its output."""
-    from ...targets.ascend.process import surroundings
-
-    return {**target.toolchain(), **(surroundings() if target.name == "ascend" else {})}
+    return {**target.toolchain(), **target.surroundings()}
 
 
 class _Watched:

@@ -19,6 +19,7 @@ from . import examine
 from .compiler import compiler_version, unusable
 from .devices import Device, aliases
 from .launches import Launch, emulate, record, simulate_on
+from .process import surroundings
 from .runtime.open import Here, open_card
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ class AscendTarget(FromLowering):
         """Versions that change the generated text."""
         hivmc = "absent" if self.here is None else f"CANN {self.here.version}"
         return {"ascendnpu-ir": compiler_version(), "tvm": tvm_version(), "hivmc": hivmc}
+
+    def surroundings(self) -> dict[str, str]:
+        """The libc under the compiler, and whether its addresses are fixed."""
+        return surroundings()
 
     def available(self) -> str | None:
         """Why no kernel runs here and what to do about it."""

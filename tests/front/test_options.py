@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from expertile import ops
-from expertile.commands.options import model_dims, shapes_of, wanted_ops
+from expertile.commands.options import wanted_ops
+from expertile.commands.shapes import model_dims, shapes_of
 
 
 def test_a_name_and_the_beginning_of_names() -> None:

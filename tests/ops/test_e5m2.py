@@ -204,7 +204,7 @@ def test_the_public_function_takes_a_dtype() -> None:
 
 
 def test_no_preset_casts_to_e5m2_but_a_model_of_that_dtype_does() -> None:
-    from expertile.commands.options import model_dims
+    from expertile.commands.shapes import model_dims
 
     assert not OP.shapes(preset("v3"), TINY_LOAD)
     named = model_dims("v3", None, "float8_e5m2", None, "sm_90")

@@ -15,8 +15,8 @@ import torch
 from expertile import ops
 from expertile.ops.space import Config, Space
 from expertile.ops.spec import Kernel, Operator, Shape
+from expertile.targets._virtual import Virtual
 from expertile.targets.base import BuildError, Evidence, Examined, Figure, Recipe, Verdict
-from expertile.targets.child import Child
 
 KINDS = ("slow", "fast", "wrong", "nan", "raise", "abort", "segfault", "spin", "no memory",
          "build raise", "build abort", "build spin", "illegal", "scribble", "past the end",
@@ -33,7 +33,7 @@ LEAKED: list[torch.Tensor] = []
 
 
 @dataclass(frozen=True)
-class FaultyTarget:
+class FaultyTarget(Virtual):
     """Kernels are the reference plus a fault."""
 
     name: str = "faulty"
@@ -44,14 +44,8 @@ class FaultyTarget:
     aliases: tuple[str, ...] = ()
     computes: bool = True
 
-    def worker(self, memory_gb: float) -> Child:
-        return Child(memory_gb)
-
     def toolchain(self) -> dict[str, str]:
         return {"cc": "1.2.3"}
-
-    def available(self) -> str | None:
-        return None
 
     def evidence(self) -> Evidence:
         return "L4 timed"

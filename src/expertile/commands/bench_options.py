@@ -26,10 +26,9 @@ from .options import (
     Preset,
     Tokens,
     WeightDtype,
-    load_of,
-    model_dims,
     wanted_ops,
 )
+from .shapes import load_of, model_dims
 
 if TYPE_CHECKING:
     from ..bench.suite import Suite

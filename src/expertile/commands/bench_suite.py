@@ -17,7 +17,8 @@ from .. import settings
 from .bench_options import interruptible
 from .bench_output import store
 from .command_line import command_line
-from .options import console, ladder
+from .options import console
+from .shapes import ladder
 
 if TYPE_CHECKING:
     from ..bench.result import Result

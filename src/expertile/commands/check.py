@@ -13,27 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .check_route import add_route, open_route, show_route
-from .options import (
-    ActDtype,
-    Batch,
-    Ctx,
-    Device,
-    Ep,
-    Json,
-    Model,
-    Op,
-    Preset,
-    Tokens,
-    Tp,
-    WeightDtype,
-    check_dtypes,
-    console,
-    load_of,
-    load_target,
-    model_dims,
-    short_shape,
-    wanted_ops,
-)
+from .grouped import grouped
+from .options import Device, Json, Op, console, load_target, short_shape, wanted_ops
+from .shapes import Sizes, check_dtypes
 
 
 def _facts(kernel: dict[str, Any]) -> str:
@@ -61,10 +43,9 @@ def _print(rows: list[dict[str, Any]], device: str) -> None:
     console().print(table)
 
 
+@grouped
 def check(
-    device: Device, preset: Preset = None, model: Model = None, op: Op = None, tp: Tp = 1,
-    ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
-    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    sizes: Sizes, device: Device, op: Op = None,
     every: Annotated[bool, typer.Option(
         "--every", help="Every shape of the ladder; by default the ends for each kernel.")] = False,
     route: Annotated[str | None, typer.Option(
@@ -76,10 +57,10 @@ def check(
     """Compile a model's operators for a device and say which configs it accepts, and why not."""
     from ..opt.check import Checked, check_many, kernels_of
 
-    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
+    dims = sizes.dims(device)
     target = load_target(device)
     there = None if route is None else open_route(target, route, worker_python)
-    tasks = kernels_of(dims, wanted_ops(op), load_of(dims, tokens, batch, ctx), every)
+    tasks = kernels_of(dims, wanted_ops(op), sizes.load(dims), every)
     for one, shape in tasks:
         check_dtypes(one, (shape,))
     errors = Console(stderr=True)

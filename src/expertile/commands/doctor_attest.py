@@ -18,7 +18,8 @@ from ..ops.models import ModelDims
 from ..ops.space import Config
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
-from .options import console, load_of, load_target, model_dims, short_shape, wanted_ops
+from .options import console, load_target, short_shape, wanted_ops
+from .shapes import load_of, model_dims
 
 # A card, in the order of looking for one; then what is always here.
 _CARDS = ("cuda", "hip", "npu:0", "musa", "mlu", "gcu", "txda", "dcu")

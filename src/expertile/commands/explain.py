@@ -13,24 +13,9 @@ from .. import settings
 from ..ops.routing import name_of
 from ..ops.spec import Operator, Shape
 from ..targets.base import Target
-from .options import (
-    ActDtype,
-    Batch,
-    Ctx,
-    Db,
-    Device,
-    Ep,
-    Json,
-    Model,
-    Preset,
-    Tokens,
-    Tp,
-    WeightDtype,
-    load_target,
-    model_dims,
-    shape_text,
-    shapes_of,
-)
+from .grouped import grouped
+from .options import Db, Device, Json, load_target, shape_text
+from .shapes import Sizes
 from .tune_method import RoutingOption
 
 
@@ -82,11 +67,10 @@ def _print(rows: list[dict[str, Any]], others: int) -> None:
         console.print(table)
 
 
+@grouped
 def explain(
-    op: Annotated[str, typer.Argument(help="The operator.")],
-    device: Device = "cpu", preset: Preset = None, model: Model = None, tp: Tp = 1, ep: Ep = 1,
-    tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None, weight_dtype: WeightDtype = None,
-    act_dtype: ActDtype = None, db: Db = None, routing: RoutingOption = None,
+    sizes: Sizes, op: Annotated[str, typer.Argument(help="The operator.")],
+    device: Device = "cpu", db: Db = None, routing: RoutingOption = None,
     others: Annotated[int, typer.Option("--others", min=0,
                                         help="Other records to show per shape.")] = 3,
     as_json: Json = False,
@@ -94,14 +78,13 @@ def explain(
     """Which record answers, which key fields differ, and why no other record answers."""
     from ..tuning_db.lookup import load_snapshot
 
-    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
     found = settings.read()
     target = load_target(device)
     snapshot = load_snapshot(db or found.db, user=found.user_db, project=found.project_db,
                              modelled=found.modelled)
     wanted = name_of(routing or found.routing)
     rows = [_row(snapshot, o, target, s, wanted)
-            for o, shapes in shapes_of(dims, [op], tokens, batch, ctx) for s in shapes]
+            for o, shapes in sizes.shapes(device, [op]) for s in shapes]
     if as_json:
         print(json.dumps({"device": target.device, "answers": rows}, indent=2))
     else:

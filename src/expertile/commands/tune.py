@@ -15,25 +15,10 @@ from rich.table import Table
 
 from .command_line import command_line
 from .db import where
-from .options import (
-    ActDtype,
-    Batch,
-    Ctx,
-    Db,
-    Device,
-    Ep,
-    Json,
-    Model,
-    Op,
-    Preset,
-    Tokens,
-    Tp,
-    WeightDtype,
-    console,
-    load_target,
-    short_shape,
-)
+from .grouped import grouped
+from .options import Db, Device, Json, Op, console, load_target, short_shape
 from .progress import TuneProgress
+from .shapes import Sizes
 from .tune_method import (
     Collected,
     RoutingOption,
@@ -107,11 +92,9 @@ def _print_plan(work: list[Any], device: str, as_json: bool) -> None:
     console().print(table)
 
 
+@grouped
 def tune(
-    context: typer.Context,
-    device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None, tp: Tp = 1,
-    ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
-    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    sizes: Sizes, context: typer.Context, device: Device = "cpu", op: Op = None,
     budget: Annotated[str | None, typer.Option(
         "--budget", help="Time for all shapes together: 60s, 30m, 2h.")] = None,
     trials: Annotated[int | None, typer.Option(
@@ -132,8 +115,7 @@ def tune(
     if context.invoked_subcommand is not None:
         return
     limit = parse_budget(budget, trials)
-    work, seen = work_of(collected, preset, model, device, op, tp, ep, tokens, batch, ctx,
-                         weight_dtype, act_dtype)
+    work, seen = work_of(collected, sizes, device, op)
     if dry_run:
         _print_plan(work, device, as_json)
         return

@@ -13,7 +13,8 @@ import typer
 from .. import ops
 from ..ops.routing import Routing, from_json, parse
 from ..ops.spec import Operator, Shape
-from .options import model_dims, shapes_of, wanted_ops
+from .options import wanted_ops
+from .shapes import Sizes
 
 if TYPE_CHECKING:
     from ..opt.job import Method
@@ -76,17 +77,14 @@ def collected_work(file: Path, only: list[str] | None
     return [(ops.load(name), tuple(shapes)) for name, shapes in work.items()], routing
 
 
-def work_of(collected: Path | None, preset: str | None, model: Path | None, device: str,
-            op: list[str] | None, tp: int, ep: int, tokens: str | None, batch: str | None,
-            ctx: str | None, weight_dtype: str | None, act_dtype: str | None
+def work_of(collected: Path | None, sizes: Sizes, device: str, op: list[str] | None
             ) -> tuple[list[tuple[Operator, tuple[Shape, ...]]], Routing]:
     """The operators and shapes that the options name, and the routing that was collected."""
-    if collected is not None and (preset or model):
+    if collected is not None and (sizes.preset or sizes.model):
         raise ValueError("give one of --collected, --preset and --model")
     if collected is not None:
         return collected_work(collected, op)
-    dims = model_dims(preset, model, weight_dtype, act_dtype, device).split(tp, ep)
-    return shapes_of(dims, op, tokens, batch, ctx), Routing()
+    return sizes.shapes(device, op), Routing()
 
 
 def chosen_routing(text: str | None, collected: Routing) -> Routing:

@@ -14,25 +14,10 @@ from rich.table import Table
 from .. import settings
 from .command_line import command_line
 from .db import where
-from .options import (
-    ActDtype,
-    Batch,
-    Ctx,
-    Db,
-    Device,
-    Ep,
-    Json,
-    Model,
-    Op,
-    Preset,
-    Tokens,
-    Tp,
-    WeightDtype,
-    console,
-    load_target,
-    short_shape,
-)
+from .grouped import grouped
+from .options import Db, Device, Json, Op, console, load_target, short_shape
 from .progress import TuneProgress
+from .shapes import Sizes
 from .tune import parse_budget
 from .tune_method import Collected, RoutingOption, SamplerOption, chosen_routing, work_of
 
@@ -87,10 +72,9 @@ def _may_replace(out: Path) -> None:
             raise ValueError(f"{out} exists and is no bundle; give another --out") from None
 
 
+@grouped
 def plan(
-    out: Out, device: Device = "cpu", preset: Preset = None, model: Model = None, op: Op = None,
-    tp: Tp = 1, ep: Ep = 1, tokens: Tokens = None, batch: Batch = None, ctx: Ctx = None,
-    weight_dtype: WeightDtype = None, act_dtype: ActDtype = None,
+    sizes: Sizes, out: Out, device: Device = "cpu", op: Op = None,
     budget: Annotated[str | None, typer.Option(
         "--budget", help="Time to compile, for all shapes together: 10m, 2h.")] = None,
     trials: Annotated[int | None, typer.Option(
@@ -110,8 +94,7 @@ def plan(
 
     limit = parse_budget(budget, trials)
     _may_replace(out)
-    work, seen = work_of(collected, preset, model, device, op, tp, ep, tokens, batch, ctx,
-                         weight_dtype, act_dtype)
+    work, seen = work_of(collected, sizes, device, op)
     with TuningDB(where(db)) as store, TuneProgress(Console(stderr=True)) as progress:
         plan_bundle(
             Plan([(o, s) for o, shapes in work for s in shapes], device, limit, seed, sampler,
