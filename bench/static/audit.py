@@ -33,7 +33,8 @@ PROBES: Mapping[str, tuple[str, Shape]] = {
 }
 # Of a level's dot products: the class of its instructions, and the probe that must have it.
 _DOTS = {"vnni": ("vpdpbusd", "int8"), "bf16": ("vdpbf16ps", "bf16"), "amx": ("amx", "int8"),
-         "sdot": ("dot", "int8")}
+         "sdot": ("dot", "int8"), "madd": ("pmaddwd", "int8")}
+_ANYWHERE = "pmaddwd"                # no x86 traps on it
 _F16C = 8                            # x86 levels of that many lanes convert halves
 
 
@@ -67,7 +68,8 @@ def must_have(level: Level, probe: str) -> tuple[str, ...]:
 
 def must_not_have(level: Level) -> tuple[str, ...]:
     """The classes that trap on a CPU of the level, or that no lowering of it knows."""
-    found = [kind for dot, (kind, _) in _DOTS.items() if dot not in level.dots]
+    found = [kind for dot, (kind, _) in _DOTS.items()
+             if dot not in level.dots and kind != _ANYWHERE]
     if level.machine == "x86_64":
         found += ["zmm"] * (level.lanes < 16) + ["ymm", "half", "fma", "gather"] * (level.lanes < 8)
     return (*found, "mmla", "sme", "sve", "fmlal")

@@ -16,6 +16,7 @@ _MACHINES = {62: "x86", 183: "aarch64"}          # e_machine of the ELF header
 # By mnemonic, then by register: what makes a kernel fast and may silently go missing.
 CLASSES = {
     "x86": (("vpdpbusd", r"vpdpbusds?"), ("vdpbf16ps", r"vdpbf16ps"), ("amx", r"tdp\w+"),
+            ("pmaddwd", r"v?pmaddwd"),
             ("amx_load", r"tileloadd(?:t1)?"), ("fma", r"vfn?m(?:add|sub)\w+"),
             ("gather", r"v(?:p)?gather\w+"), ("half", r"vcvtph2psx?|vcvtps2phx?"),
             ("call", r"call")),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from .exp2 import exp2_nonpositive
 from .registers import Registers, local
 
 if TYPE_CHECKING:
-    from .attention_feed import Feed
+    from .attention_feed import Ahead, Feed
 
 Expr = Any                           # a TVM expression
 Buffer = Any                         # a TVM buffer
@@ -149,6 +150,19 @@ def when(condition: Expr) -> Iterator[None]:
         yield
 
 
+def steps(first: int, count: int, step: Callable[[Expr], None],
+          beside: Callable[[Expr], None] | None = None) -> None:
+    """step(d) for first <= d < first + count, UNROLL of them in turn i after beside(i)."""
+    with T.serial(count // UNROLL) as c:
+        if beside:
+            beside(first // UNROLL + c)
+        for u in range(UNROLL):
+            step(first + c * UNROLL + u)
+    if count % UNROLL:
+        with T.serial(first + count // UNROLL * UNROLL, first + count) as d:
+            step(d)
+
+
 class Block:
     """The scratch of one task, and the steps of a block of keys on it."""
 
@@ -191,19 +205,19 @@ class Block:
         return self.sees[group * t.hv + (t.hv - 1), t.lanes - 1]
 
     def scores(self, rows: Expr, n: Expr, factor: Expr, tile_keys: Keys | None = None,
-               feed: Feed | None = None) -> None:
+               feed: Feed | Ahead | None = None) -> None:
         """s = factor * q . keys for n keys, -inf where a row does not see one.
 
-        `tile_keys` finds the keys of a score tile where they stand; else they are in the scratch,
-        where `feed` puts them with the last tile of rows.
+        `tile_keys` finds the keys of a score tile where they stand; else they are in the scratch.
+        What `feed` does happens beside the last tile of rows, which sees the most keys.
         """
         t = self.tile
-        tiles = rows // t.group
+        tiles, keys_of = rows // t.group, tile_keys or self._loaded
         with T.serial(rows // t.lanes) as v:
             put(self.block_top, (v, t.vector(0)), self.top[v, t.vector(0)])
-        if feed:                     # the last rows see the most keys
+        if feed:
             with T.serial((n + (t.nk - 1)) // t.nk) as jt, scope("fed"):
-                self._score_tile(tiles - 1, jt, factor, self._loaded(jt), feed)
+                self._score_tile(tiles - 1, jt, factor, keys_of(jt), feed)
         if feed and t.row_vectors == t.hv:
             return
         others = tiles - int(feed is not None)
@@ -211,17 +225,17 @@ class Block:
             with (T.serial(others) as it,
                   T.serial((T.min(n, self.last_sees(it)) + (t.nk - 1)) // t.nk) as jt,
                   scope("scores")):
-                self._score_tile(it, jt, factor, (tile_keys or self._loaded)(jt))
+                self._score_tile(it, jt, factor, keys_of(jt))
             return
         with (T.serial((n + (t.nk - 1)) // t.nk) as jt, T.serial(others) as it,
               when(jt * t.nk < self.last_sees(it)), scope("scores")):
-            self._score_tile(it, jt, factor, (tile_keys or self._loaded)(jt))
+            self._score_tile(it, jt, factor, keys_of(jt))
 
     def _loaded(self, jt: Expr) -> Callable[[int, Expr], Expr]:
         return lambda j, d: self.keys[jt * self.tile.nk + j, d]
 
     def _score_tile(self, it: Expr, jt: Expr, factor: Expr,
-                    key: Callable[[int, Expr], Expr], feed: Feed | None = None) -> None:
+                    key: Callable[[int, Expr], Expr], feed: Feed | Ahead | None = None) -> None:
         t = self.tile
         # a key is broadcast once and used at once: its order decides how many registers are live
         cells = [(i, j, i * t.nk + j) for j in range(t.nk) for i in range(t.hv)]
@@ -236,12 +250,7 @@ class Block:
                 sums.set(a, t.add(sums[a], self.q[it * t.hv + i, t.vector(d * t.lanes)], key(j, d)))
 
         def product(sums: Registers, first: int, count: int) -> None:
-            with T.serial(count // UNROLL) as c:
-                for u in range(UNROLL):
-                    step(sums, first + c * UNROLL + u)
-            if count % UNROLL:
-                with T.serial(first + count // UNROLL * UNROLL, first + count) as d:
-                    step(sums, d)
+            (partial(feed.products, jt) if feed else steps)(first, count, lambda d: step(sums, d))
 
         zero(reg)
         if t.scaled:
@@ -254,9 +263,7 @@ class Block:
                     reg.set(a, reg[a] + part[a] * T.broadcast(
                         self.scales[jt * t.nk + j, g], t.lanes))
         done = t.d_v // 2 if t.scaled else 0
-        if feed:
-            feed.products(jt, lambda d: step(reg, d))
-        elif t.q_steps > done:
+        if t.q_steps > done:
             product(reg, done, t.q_steps - done)
         for i, j, a in cells:
             seen = T.broadcast(jt * t.nk + j, t.lanes) < self.sees[it * t.hv + i, t.vector(0)]

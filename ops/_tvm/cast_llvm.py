@@ -20,6 +20,7 @@ GROUPS = 16                          # groups whose scales are computed together
 # become 0 is 2^-10 and 2^-17, so that a remainder is a multiple of 2^(-10 - 23 - 93 - 23) or more.
 _SCALES = {E4M3: (0x11000000, 0x72000000), E5M2: (0x17800000, 0x72000000)}
 _MULTISHIFT = "llvm.x86.avx512.pmultishift.qb.512"
+_PACKS = ("llvm.x86.avx2.packuswb", "llvm.x86.avx2.packsswb")
 _I, _F = "<16 x i32>", "<16 x float>"
 
 
@@ -260,6 +261,39 @@ def _packed_lines(pair: int, paired: bool, to: Format) -> list[str]:
             f"%{c} = trunc <32 x i32> %{c}j to <32 x i8>"]
 
 
+def _merged(to: str, even: str, odd: str) -> list[str]:
+    """%to = the lower words of %even and, between them, the upper ones of %odd."""
+    order = [j + 32 * (j % 2) for j in range(32)]
+    return [f"%{to}e = bitcast {_I} %{even} to <32 x i16>",
+            f"%{to}o = bitcast {_I} %{odd} to <32 x i16>",
+            f"%{to} = shufflevector <32 x i16> %{to}e, <32 x i16> %{to}o, {mask(order)}"]
+
+
+def _avx2_lines(pair: int, dtype: str, to: Format) -> list[str]:
+    """%c{pair}: the signed codes of 32 paired columns, in the order of columns.
+
+    Packing words with signed saturation keeps their signs: four columns at a time, not one.
+    """
+    a, b, c = f"v{pair}0", f"v{pair}1", f"c{pair}"
+    lines = [*_code_lines(a, to), *_code_lines(b, to),
+             f"%{c}up = shl {_I} %{b}c, {splat(16, 'i32')}", *_merged(f"{c}w", f"{a}c", f"{c}up")]
+    if dtype == "bfloat16":
+        lines.append(f"%{c}s = bitcast {_I} %w{pair} to <32 x i16>")
+    else:
+        lines += [f"%{c}down = lshr {_I} %{a}k, {splat(16, 'i32')}",
+                  *_merged(f"{c}s", f"{c}down", f"{b}k")]
+    for words in (f"{c}w", f"{c}s"):
+        lines += [f"%{words}{h} = shufflevector <32 x i16> %{words}, <32 x i16> poison, "
+                  f"{mask(list(range(16 * h, 16 * h + 16)))}" for h in range(2)]
+    lines += [f"%{c}m{h} = and <16 x i16> %{c}w{h}, {splat(0x7F, 'i16')}" for h in range(2)]
+    order = [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]
+    return [*lines, f"%{c}l = call <32 x i8> @{_PACKS[0]}(<16 x i16> %{c}m0, <16 x i16> %{c}m1)",
+            f"%{c}n = call <32 x i8> @{_PACKS[1]}(<16 x i16> %{c}s0, <16 x i16> %{c}s1)",
+            f"%{c}g = and <32 x i8> %{c}n, {splat(-128, 'i8', 32)}",
+            f"%{c}b = or <32 x i8> %{c}l, %{c}g",
+            f"%{c} = shufflevector <32 x i8> %{c}b, <32 x i8> poison, {mask(order)}"]
+
+
 def _bytes_lines(paired: bool, to: Format) -> list[str]:
     """%codes: the codes of 64 columns with AVX512-VBMI.
 
@@ -299,27 +333,29 @@ def _signed_bytes_lines() -> list[str]:
 
 
 @cache
-def cast_function(dtype: str, how: str, vbmi: bool, to: Format, paired: bool = False) -> str:
+def cast_function(dtype: str, how: str, packs: str, to: Format, paired: bool = False) -> str:
     """void expertile_cast(x, q, n, a, b): the codes of n columns of a plain group.
 
+    `packs`: whose instructions make bytes, "vbmi", "avx2" or "" for LLVM's choice.
     `paired`: of each 32 float32 columns x holds the even ones before the odd ones.
     """
     paired = paired or dtype == "bfloat16"
-    vbmi = vbmi and dtype != "float16"
+    vbmi, avx2 = packs == "vbmi" and dtype != "float16", packs == "avx2" and paired
     body = []
     for pair in range(2):
         body += _words(pair, dtype)
         for v in (f"v{pair}0", f"v{pair}1"):
             body += _quotient_lines(v, how)
-            body += _sum_lines(v, f"{v}k" if dtype == "float32" else "", to)
-        if not vbmi:
-            body += _packed_lines(pair, paired, to)
-            if dtype != "float32":
-                body += _sign_lines(pair, dtype)
-            body += [f"%p{pair}o = add i64 %i, {32 * pair}",
-                     f"%p{pair} = getelementptr i8, ptr %q, i64 %p{pair}o",
-                     f"store <32 x i8> %{'c' if dtype == 'float32' else 'z'}{pair}, "
-                     f"ptr %p{pair}, align 1"]
+            body += _sum_lines(v, f"{v}k" if dtype == "float32" and not avx2 else "", to)
+        if vbmi:
+            continue
+        signed = dtype != "float32" and not avx2
+        body += _avx2_lines(pair, dtype, to) if avx2 else _packed_lines(pair, paired, to)
+        if signed:
+            body += _sign_lines(pair, dtype)
+        body += [f"%p{pair}o = add i64 %i, {32 * pair}",
+                 f"%p{pair} = getelementptr i8, ptr %q, i64 %p{pair}o",
+                 f"store <32 x i8> %{'z' if signed else 'c'}{pair}, ptr %p{pair}, align 1"]
     if vbmi:
         body += _bytes_lines(paired, to)
         if dtype != "float32":
@@ -331,7 +367,8 @@ def cast_function(dtype: str, how: str, vbmi: bool, to: Format, paired: bool = F
         splats += [f"%{v}0 = insertelement {_F} poison, float %{v}, i32 0",
                    f"%v{v} = shufflevector {_F} %{v}0, {_F} poison, {_I} zeroinitializer"]
     lines = looped(body)
-    declared = f"declare <64 x i8> @{_MULTISHIFT}(<64 x i8>, <64 x i8>)\n" if vbmi else ""
+    declared = f"declare <64 x i8> @{_MULTISHIFT}(<64 x i8>, <64 x i8>)\n" if vbmi else "".join(
+        f"declare <32 x i8> @{name}(<16 x i16>, <16 x i16>)\n" for name in _PACKS * avx2)
     return declared + "\n".join([
         "define void @expertile_cast(ptr %x, ptr %q, i64 %n, float %a, float %b) alwaysinline {",
         lines[0], *splats, *lines[1:], "ret void", "}"])

@@ -58,28 +58,3 @@ def scope(name: str) -> Iterator[None]:
         T.reads([])
         T.writes([])
         yield
-
-
-class Registers:
-    """Vectors each in a buffer of its own, so that each is small enough for `local`."""
-
-    def __init__(self, count: int, dtype: str, lanes: int):
-        self._each = [local(lanes, dtype) for _ in range(count)]
-        self._lanes = T.Ramp(0, 1, lanes)
-
-    def __getitem__(self, at: int) -> Expr:
-        return self._each[at][self._lanes]
-
-    def set(self, at: int, value: Expr) -> None:
-        """Assign one of them."""
-        put(self._each[at], self._lanes, value)
-
-
-def local(size: int, dtype: str = "float32") -> Buffer:
-    """Registers, of less than 1024 bytes: constant indices only.
-
-    Scope "global", which TVM puts on the stack when it is so small, whence LLVM promotes it. A
-    buffer of scope "local" is a call of the allocator at run time, whatever its size.
-    """
-    stays = "x" not in dtype         # elements that are vectors cannot share the stack
-    return T.alloc_buffer((size,), dtype, scope="global" if stays else "local")

@@ -8,12 +8,12 @@ from tvm.script import tirx as T
 
 from .fp8 import floats
 
-_LOG2_E = 1.4426950408889634
-_LN2_HI = 0.693359375                # 355 / 512: exact times any exponent (Cody and Waite, 1980)
-_LN2_LO = -2.12194440054690583e-4    # ln 2 - _LN2_HI
+LOG2_E = 1.4426950408889634
+LN2_HI = 0.693359375                # 355 / 512: exact times any exponent (Cody and Waite, 1980)
+LN2_LO = -2.12194440054690583e-4    # ln 2 - LN2_HI
 # (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2: our minimax fit, relative error of exp 3.1e-9
-_SERIES = (0.001381459878757596, 0.008368716575205326, 0.04166838899254799, 0.1666652113199234,
-           0.4999999403953552)
+SERIES = (0.001381459878757596, 0.008368716575205326, 0.04166838899254799, 0.1666652113199234,
+          0.4999999403953552)
 
 
 def exp(value: Any) -> Any:
@@ -26,10 +26,10 @@ def exp(value: Any) -> Any:
     x = T.Select(value < T.float32(-105.0), T.float32(-105.0), value)   # unlike T.max, NaN stays
     x = T.Select(x > T.float32(89.0), T.float32(89.0), x)
     # not (x + 1.5 * 2^23) - 1.5 * 2^23: TVM's simplifier cancels the constants
-    n = T.floor(x * T.float32(_LOG2_E) + T.float32(0.5))
-    r = (x - n * T.float32(_LN2_HI)) - n * T.float32(_LN2_LO)
-    series = T.float32(_SERIES[0])
-    for c in _SERIES[1:]:
+    n = T.floor(x * T.float32(LOG2_E) + T.float32(0.5))
+    r = (x - n * T.float32(LN2_HI)) - n * T.float32(LN2_LO)
+    series = T.float32(SERIES[0])
+    for c in SERIES[1:]:
         series = series * r + T.float32(c)
     y = series * (r * r) + r + T.float32(1.0)
     k = T.Cast("int32", n)

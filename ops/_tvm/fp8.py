@@ -1,4 +1,4 @@
-"""FP8 (e4m3fn) by bit arithmetic.
+"""FP8 (e4m3fn, and codes of e5m2) by bit arithmetic.
 
 TVM's own cast is wrong on LLVM CPUs: 16 finite bytes decode wrongly, 0.0 becomes 2^-7
 (docs/facts.md). Everything here works on integer lanes and is exact.
@@ -6,18 +6,22 @@ TVM's own cast is wrong on LLVM CPUs: 16 finite bytes decode wrongly, 0.0 become
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from tvm.script import tirx as T
 
-from ..fp8 import E4M3_MAX
+from ..fp8_format import E4M3, Format
 
 _ABS = 0x7FFFFFFF
-_MAX_BITS = 0x43E00000               # 448.0
-_MIN_NORMAL_BITS = 0x3C800000        # 2^-6
 _INF_BITS = 0x7F800000
 _DECODE_MASK = 0x87F00000 - (1 << 32)
 DECODE_SCALE = 2.0**120              # what `decode_shifted` leaves to the caller
+
+
+def _bits(value: float) -> int:
+    (raw,) = struct.unpack("i", struct.pack("f", value))
+    return int(raw)
 
 
 def bits(value: Any) -> Any:
@@ -35,16 +39,28 @@ def magnitude_bits(value: Any) -> Any:
     return bits(value) & T.int32(_ABS)
 
 
-def encode_e4m3(value: Any) -> Any:
-    """The e4m3fn byte (as int32) of a float32: nearest even, saturating, NaN stays NaN."""
+def encode(value: Any, to: Format) -> Any:
+    """The code (as int32) of a float32: nearest even, saturating, NaN stays NaN.
+
+    Not by way of float16, of which e5m2 is the upper byte: rounding twice moves what lies just
+    above a midpoint onto it, and then to the other side.
+    """
     raw = bits(value)
-    a = T.min(raw & T.int32(_ABS), T.int32(_MAX_BITS))
-    # 2^14 has an ulp of 2^-9, the spacing of e4m3 subnormals: the addition rounds for us.
-    subnormal = bits(floats(a) + T.float32(16384.0)) - T.int32(0x46800000)
-    normal = ((a + T.int32(0x7FFFF) + ((a >> 20) & T.int32(1))) >> 20) - T.int32(960)
-    code = T.Select(a < T.int32(_MIN_NORMAL_BITS), subnormal, normal)
+    a = T.min(raw & T.int32(_ABS), T.int32(_bits(to.most)))
+    # the power of two whose ulp is the spacing of subnormals: the addition rounds for us
+    power = 2.0**(to.least - to.mantissa + 23)
+    subnormal = bits(floats(a) + T.float32(power)) - T.int32(_bits(power))
+    half = (1 << (to.dropped - 1)) - 1
+    normal = (((a + T.int32(half) + ((a >> to.dropped) & T.int32(1))) >> to.dropped)
+              - T.int32((126 + to.least) << to.mantissa))
+    code = T.Select(a < T.int32(_bits(2.0**to.least)), subnormal, normal)
     code = T.Select((raw & T.int32(_ABS)) > T.int32(_INF_BITS), T.int32(0x7F), code)
     return code | ((raw >> 24) & T.int32(0x80))
+
+
+def encode_e4m3(value: Any) -> Any:
+    """The e4m3fn byte (as int32) of a float32."""
+    return encode(value, E4M3)
 
 
 def decode_shifted(byte: Any) -> Any:
@@ -71,9 +87,9 @@ def ceil_power_of_two(value: Any) -> Any:
     return T.Select(raw < T.int32(_INF_BITS), floats(T.max(up, T.int32(0x00800000))), value)
 
 
-def scale_of(amax_bits: Any, ue8m0: bool) -> Any:
-    """The scale of a group from its largest magnitude bits: amax / 448, rounded up for UE8M0."""
-    scale = floats(amax_bits) / T.float32(E4M3_MAX)
+def scale_of(amax_bits: Any, ue8m0: bool, to: Format = E4M3) -> Any:
+    """The scale of a group from its largest magnitude's bits; rounded up for UE8M0."""
+    scale = floats(amax_bits) / T.float32(to.most)
     return ceil_power_of_two(scale) if ue8m0 else scale
 
 

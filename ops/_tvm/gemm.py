@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from . import stack
-from .emit import Buffer, Expr, Registers, local, put, scope, vector, when, widen
+from .emit import Buffer, Expr, put, scope, vector, when, widen
+from .fetch import fence, fetch
 from .llvm import pair_name
 from .panels import Panels
-from .quarters import CODES, FENCE, UNIT, Few, Folded, name
+from .quarters import CODES, UNIT, Few, Folded, name
+from .registers import Registers, local
 from .tiles import VECTORS, Tiles, unit
 
 _LINE = 64                           # bytes that a fetch brings
@@ -149,7 +151,7 @@ class Task:
             t.finish()
             t.each(lambda i, n, value: put(
                 self.C, (r + i, half * g.padded + at(n)),
-                value * T.float32(UNIT) * few.factors[t.row[i]]))
+                value * T.float32(UNIT[g.dtype]) * few.factors[t.row[i]]))
 
     def _stream_folded(self, of: Folded, r: Expr, m: int) -> None:
         """Columns under one row of scales at a time: these are multiplied into the rows of X."""
@@ -185,11 +187,11 @@ class Task:
             t.finish()
             t.each(lambda i, n, value: put(
                 self.C, (r + i, to + row[n]),
-                value * unit_of[0] * T.float32(UNIT) * of.factors[self.first + r + i]))
+                value * T.float32(UNIT[g.dtype]) * unit_of[0]
+                * of.factors[self.first + r + i]))
 
     def _fetch(self, e: Expr, row: Expr, k: Expr) -> None:
-        T.evaluate(T.call_extern("void", "expertile_prefetch", T.address_of(self.W[e, row, k]),
-                                 T.int64(self.g.ahead)))
+        fetch(self.W[e, row, k], self.g.ahead)
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb] * T.float32(unit(self.g.dtype))
@@ -201,10 +203,10 @@ class _Registers:
     def __init__(self, g: Tiles, X: Buffer, m: int, nr: int, late: bool = False):
         self.g, self.X, self.m, self.nr, self.late = g, X, m, nr, late
         # vectors as elements: a tenth of the statements, and of the compile time, of lane loops
-        self.acc = Registers(m * nr, "float32", g.lanes)
-        self.part = Registers(m * nr, "float32", g.lanes) if late else self.acc
+        self.acc = Registers(m * nr, g.lanes)
+        self.part = Registers(m * nr, g.lanes) if late else self.acc
         raw = "int8" if g.quantised else "int16"
-        self.w = Registers(nr, raw if g.pairs else "float32", g.run if g.pairs else g.lanes)
+        self.w = Registers(nr, g.run if g.pairs else g.lanes, raw if g.pairs else "float32")
         self.red = local(m * nr)     # what is left of K beside whole vectors
         self.lane = [local(g.lanes) for _ in range(m * nr)]
         self.row = local(m, "int64")
@@ -273,7 +275,7 @@ class _Registers:
         """Add X[row, k0 + k] * codes(n, k), both in the order of bytes."""
         lanes, run, unroll, nr = self.g.lanes, self.g.run, self.g.unroll, self.nr
         twice = 2 if self.m * nr < 8 else 1      # sums enough to hide what an addition takes
-        parts = [self.part, Registers(self.m * nr, "float32", lanes) if twice == 2 else self.part]
+        parts = [self.part, Registers(self.m * nr, lanes) if twice == 2 else self.part]
         for part in parts[:twice]:
             for q in range(self.m * nr):
                 part.set(q, T.Broadcast(T.float32(0), lanes))
@@ -282,7 +284,7 @@ class _Registers:
             for n in range(nr):
                 if fetches:
                     fetch(n, k)
-                T.evaluate(T.call_extern("void", FENCE))
+                fence()
                 for j in range(CODES):
                     w = T.call_extern(vector("float32", lanes), name(j),
                                       codes(n, T.Ramp(k, 1, run)))

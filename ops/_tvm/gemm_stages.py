@@ -11,10 +11,11 @@ from ..fp8 import E4M3_MAX
 from ..int8 import INT8_MAX
 from ..numerics import as_dtype
 from ..space import Space
-from .emit import Buffer, Expr, local, put, scope, when, widen
+from .emit import Buffer, Expr, put, scope, when, widen
 from .exp import silu
 from .fp8 import bits, encode_e4m3, floats, magnitude_bits
 from .int8_cast import int8_code
+from .registers import local
 from .tiles import FP8, QUANTISED, Tiles, bits_of, storage, unit
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def space(target: VectorTarget, decode: bool, w_dtype: str, pairs: bool, quarter
                       "chunk": (128, 256, 512), "unroll": (1, 2), "order": ("item", "chunk"),
                       "kc": (2048,), "panel": panel[:1], "panel_rows": panel_rows,
                       "rows": (128,), "ahead": ahead})
-    return Space({"tile": tile[:1], "wide": (4,), "chunk": (256, 128, 512), "unroll": (1, 2),
+    return Space({"tile": tile[:1], "wide": (4,), "chunk": (256, 128, 512), "unroll": (1,),
                   "order": ("item", "chunk"), "kc": (2048,), "panel": panel,
                   "panel_rows": panel_rows, "rows": (256, 128), "ahead": ahead[:1]})
 

@@ -5,16 +5,15 @@ One group's maximum, scale and cast wait for each other; taken one by one they c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
 from ..fp8_format import E4M3, E5M2, Format
-from . import e5m2, fp8
 from .cast_llvm import DECLARED, STEP, cast_function, prepare_function, top_function
-from .silu_llvm import activate_function
+from .plain_cast import FP8, INT8, Codes
+from .silu_llvm import LEAD, activate_function
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
@@ -25,13 +24,13 @@ class Cast:
     """What a lowering needs to cast to a format."""
 
     operator: str                    # whose lowering it is
-    to: Format
-    scale_of: Callable[[Any, bool], Any]         # (largest magnitude's bits, UE8M0) -> scale
-    encode: Callable[[Any], Any]                 # float32 -> the code as int32
+    codes: Codes
+    to: Format | None = None         # whose codes the IR functions here make
 
 
-TO_E4M3 = Cast("per_token_group_quant_fp8", E4M3, fp8.scale_of, fp8.encode_e4m3)
-TO_E5M2 = Cast("per_token_group_quant_fp8_e5m2", E5M2, e5m2.scale_of, e5m2.encode_e5m2)
+TO_E4M3 = Cast("per_token_group_quant_fp8", FP8[E4M3], E4M3)
+TO_E5M2 = Cast("per_token_group_quant_fp8_e5m2", FP8[E5M2], E5M2)
+TO_INT8 = Cast("per_token_group_quant_int8", INT8)
 
 
 def takes(group: int) -> bool:
@@ -48,11 +47,16 @@ def _quotients(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
     return "two" if dtype == "bfloat16" else "remainder"
 
 
+def _packs(target: VectorTarget) -> str:
+    """Whose instructions make bytes: see `cast_function`."""
+    return "vbmi" if "bf16" in target.dots else "avx2" if target.lanes == 8 else ""
+
+
 def functions(target: VectorTarget, dtype: str, ue8m0: bool, to: Format = E4M3) -> str:
     """The IR that `top_of`, `prepare` and `cast` call."""
     how = _quotients(target, dtype, ue8m0)
     return "\n".join((DECLARED, top_function(dtype), prepare_function(how, ue8m0, to),
-                      cast_function(dtype, how, "bf16" in target.dots, to)))
+                      cast_function(dtype, how, _packs(target), to)))
 
 
 def silu_functions(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
@@ -61,9 +65,9 @@ def silu_functions(target: VectorTarget, dtype: str, ue8m0: bool) -> str:
     Reciprocals do: an activation is a unit in the last place off before the cast as well.
     """
     how = "divide" if target.lanes == 4 else "once"
-    return "\n".join((DECLARED, activate_function(dtype), prepare_function(how, ue8m0, E4M3),
-                      cast_function("float32", how, "bf16" in target.dots, E4M3,
-                                    dtype == "bfloat16")))
+    return "\n".join((DECLARED, activate_function(dtype, target.lanes),
+                      prepare_function(how, ue8m0, E4M3),
+                      cast_function("float32", how, _packs(target), E4M3, dtype == "bfloat16")))
 
 
 def top_of(where: Any, columns: int) -> Any:
@@ -76,6 +80,12 @@ def fetch(where: Any, length: int, ahead: int) -> None:
     for line in range(-(-length // 64)):
         T.evaluate(T.call_extern("void", "expertile_prefetch", T.address_of(where),
                                  T.int64(ahead + 64 * line)))
+
+
+def lead(gate: Any, to: Any) -> Any:
+    """What `activate` needs of the first group that it is called for."""
+    return T.call_extern("void", "expertile_lead", T.address_of(gate), T.address_of(to),
+                         T.int64(LEAD))
 
 
 def activate(gate: Any, up: Any, to: Any, columns: int, ahead: int) -> Any:

@@ -3,7 +3,8 @@
 Weights stand as in a checkpoint, [E, N, K], never packed: what is packed are the activations, once
 a call (int8_tiles.py). A tile of many rows keeps rows in lanes and broadcasts four weights; AMX
 takes 16 rows of W as one operand and the packed activations as the other. A few rows run along K
-instead, and each weight is read once.
+instead, and each weight is read once. Products of int16 pairs ("madd") have few columns of W
+widened before, for all rows of the item.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, Expr, local, put, scope, vector, when
-from .int8_tiles import FEW, HEAD, REGISTERS, Int8Tiles
+from . import stack
+from .emit import Buffer, Expr, put, scope, vector, when
+from .fetch import fetch
+from .int8_stream import LINE, Stream
+from .int8_tiles import HEAD, PAIRS, REGISTERS, Int8Tiles
 from .int8dot import (
     TILE,
     amx_dot,
@@ -23,12 +27,12 @@ from .int8dot import (
     amx_start,
     amx_store,
     amx_zero,
-    as_bytes,
+    as_codes,
     dot,
-    is_offset,
     tail_word,
     word_at,
 )
+from .registers import Registers, local
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ class Int8Task:
 
     def emit(self) -> None:
         """The whole task."""
-        when(self.rows <= FEW, lambda: self._stream_rows(FEW),
-             self._tiles if self.g.tiled else self._lanes)
+        stack.align()
+        many = self._tiles if self.g.tiled else self._widened if self.g.pairs else self._lanes
+        when(self.rows <= self.g.few, self._few, many)
 
     def _scale(self, row: Expr, kb: Expr) -> Expr:
         return self.S[self.e, row // self.g.block_n, kb]
@@ -62,29 +67,95 @@ class Int8Task:
 
     # ---- a few rows: vectors along K
 
-    def _stream_rows(self, m: int) -> None:
-        if m == 1:
-            self._stream(1)
-        else:
-            when(self.rows == m, lambda: self._stream(m), lambda: self._stream_rows(m - 1))
-
-    def _stream(self, m: int) -> None:
+    def _few(self) -> None:
         g = self.g
-        nr = min(8, (12 if g.k_blocks > 1 else 20) // m, g.width)
+        if not g.pairs:
+            self._stream_rows(g.tile_rows, self.rows, self.A)
+            return
+        with scope("few"):
+            x = T.alloc_buffer((g.few, g.k), "int16", scope="global")
+            tiles = (self.rows + (g.tile_rows - 1)) // g.tile_rows
+            with T.serial(self.rows) as i:
+                row = T.Cast("int64", self.x_row(self.first + i))
+                self._widen(x, i, lambda k: self.A[row, k])
+            self._stream_rows(g.tile_rows, (self.rows + (tiles - 1)) // T.max(tiles, 1), x)
+
+    def _widen(self, to: Buffer, i: Expr, codes: Callable[[Expr], Expr]) -> None:
+        """to[i] = int16 of the codes."""
+        g = self.g
+        with T.serial(g.k // g.run) as v:
+            at = T.Ramp(v * g.run, 1, g.run)
+            put(to, (i, at), T.Cast(vector("int16", g.run), codes(at)))
+        if g.k % g.run:
+            with T.serial(g.k // g.run * g.run, g.k) as k:
+                put(to, (i, k), T.Cast("int16", codes(k)))
+
+    def _stream_rows(self, m: int, size: Expr, x: Buffer) -> None:
+        """Tiles of `size` rows, m at most."""
+        if m == 1:
+            self._stream(1, x)
+        else:
+            when(size == m, lambda: self._stream(m, x), lambda: self._stream_rows(m - 1, size, x))
+
+    def _stream(self, m: int, x: Buffer) -> None:
+        """Tiles of m rows; the last one overlaps its neighbour rather than being smaller."""
+        g = self.g
+        nr = min(g.columns(m), g.width)
         apart = -(-g.width // nr)    # columns far apart are streams of their own (gemm.py)
-        with T.serial(g.halves) as half, T.serial(apart) as nt, scope("stream"):
-            s = _Stream(self, m, nr)
+        tiles = (self.rows + (m - 1)) // m if g.few > g.tile_rows else 1
+        with (T.serial(g.halves) as half, T.serial(apart) as nt, T.serial(tiles) as tile,
+              scope("stream")):
+            r = T.min(tile * m, self.rows - m)
+            s = Stream(self, m, nr, x)
             for i in range(m):
-                put(s.x, i, T.Cast("int64", self.x_row(self.first + i)))
+                put(s.scales, i, T.Cast("int64", self.x_row(self.first + r + i)))
+                put(s.x, i, T.Cast("int64", r + i) if g.pairs else s.scales[i])
             column = [T.min(nt + j * apart, g.width - 1) for j in range(nr)]
             for j in range(nr):
                 put(s.row, j, self._w_row(half, column[j]))
             s.run()
             for i in range(m):
                 for j in range(nr):
-                    put(self.C, (i, half * g.padded + column[j]), s.total(i * nr + j))
+                    put(self.C, (r + i, half * g.padded + column[j]), s.total(i * nr + j))
 
     # ---- rows in lanes
+
+    def _widened(self) -> None:
+        """Columns of W as int16 in the first cache, then all rows."""
+        g, sizes = self.g, PAIRS[self.g.lanes]
+        wide, nr = sizes[0]
+        blocks = (self.rows + (g.lanes - 1)) // g.lanes
+        groups = (blocks + (wide - 1)) // wide
+        with scope("widened"):
+            w = T.alloc_buffer((nr, g.k + 1), "int16", scope="global")
+            row = local(1, "int64")
+            with T.serial(g.halves) as half, T.serial(-(-g.width // nr)) as nt:
+                with T.serial(nr) as j:
+                    put(row, 0, self._w_row(half, T.min(nt * nr + j, g.width - 1)))
+                    self._widen(w, j, lambda k: self.W[self.e, row[0], k])
+                    put(w, (j, g.k), T.int16(0))
+                then = nt * nr + nr < g.width
+                following = self._w_row(T.Select(then, half, T.min(half + 1, g.halves - 1)),
+                                        T.Select(then, nt * nr + nr, 0))
+                lines = nr * -(-g.k // LINE)
+                share = (lines + (groups - 1)) // T.max(groups, 1)
+                with T.serial(groups) as group:
+                    left = blocks - group * wide
+                    with T.serial(T.min(share, lines - group * share)) as i:
+                        fetch(self.W[self.e, following, (group * share + i) * LINE])
+
+                    def rows(sizes: tuple[tuple[int, int], ...], group: Expr = group,
+                             half: Expr = half, nt: Expr = nt, left: Expr = left) -> None:
+                        def tile() -> None:
+                            with scope("pairs"):
+                                _Lanes(self, w, group * wide, blocks, half, nt * nr,
+                                       *sizes[0]).run()
+                        if len(sizes) == 1:
+                            tile()
+                        else:
+                            when(left > sizes[1][0], tile, lambda: rows(sizes[1:]))
+
+                    rows(sizes)
 
     def _lanes(self) -> None:
         with scope("sums"):
@@ -187,94 +258,18 @@ class Int8Task:
                         totals[2 * j + i, n, l])
 
 
-class _Stream:
-    """Up to four rows and a few columns; vectors run along K."""
-
-    def __init__(self, task: Int8Task, m: int, nr: int):
-        self.task, self.g, self.m, self.nr = task, task.g, m, nr
-        L = self.g.lanes
-        self.acc, self.sums = local(m * nr, vector("int32", L)), local(m, vector("int32", L))
-        self.a = local(m, vector("int8", 4 * L))
-        self.red = local(m * nr, "int32")                # the rest of a block beside whole vectors
-        self.wide = local(m * nr, vector("float32", L))
-        self.rest = local(m * nr)
-        self.lane = local(m * nr * L)
-        self.x, self.row = local(m, "int64"), local(nr, "int64")
-
-    def run(self) -> None:
-        """All of K."""
-        g, L = self.g, self.g.lanes
-        for q in range(self.m * self.nr):
-            put(self.wide, q, T.Broadcast(T.float32(0), L))
-            put(self.rest, q, T.float32(0))
-        with T.serial(g.k_blocks) as kb:
-            self._block(kb)
-        for q in range(self.m * self.nr):
-            at, half = q * L, L // 2
-            put(self.lane, T.Ramp(at, 1, L), self.wide[q])
-            while half > 1:
-                low, high = T.Ramp(at, 1, half), T.Ramp(at + half, 1, half)
-                put(self.lane, low, self.lane[low] + self.lane[high])
-                half //= 2
-
-    def total(self, q: int) -> Expr:
-        """The sum of row and column q."""
-        at = q * self.g.lanes
-        return self.lane[at] + self.lane[at + 1] + self.rest[q]
-
-    def _block(self, kb: Expr) -> None:
-        task, g, L = self.task, self.g, self.g.lanes
-        zero = T.Broadcast(T.int32(0), L)
-        for q in range(self.m * self.nr):
-            put(self.acc, q, zero)
-            put(self.red, q, T.int32(0))
-        for i in range(self.m):
-            put(self.sums, i, zero)
-        length = g.length(kb)
-        with T.serial(length // (4 * L)) as kv:
-            k = T.Ramp(kb * g.step + kv * (4 * L), 1, 4 * L)
-            for i in range(self.m):
-                put(self.a, i, task.A[self.x[i], k])
-                if is_offset(g.kind):
-                    ones = T.Broadcast(T.int8(1), 4 * L)
-                    put(self.sums, i, dot(g.kind, self.sums[i], ones, self.a[i], L))
-            for j in range(self.nr):
-                w = task.W[task.e, self.row[j], k]
-                if is_offset(g.kind):
-                    w = w ^ T.Broadcast(T.int8(-128), 4 * L)
-                for i in range(self.m):
-                    q = i * self.nr + j
-                    put(self.acc, q, dot(g.kind, self.acc[q], w, self.a[i], L))
-        if g.step % (4 * L) or g.k % (4 * L):
-            with T.serial(length // (4 * L) * (4 * L), length) as kt:
-                for i in range(self.m):
-                    for j in range(self.nr):
-                        k = kb * g.step + kt
-                        put(self.red, i * self.nr + j, self.red[i * self.nr + j]
-                            + T.Cast("int32", task.A[self.x[i], k])
-                            * T.Cast("int32", task.W[task.e, self.row[j], k]))
-        for i in range(self.m):
-            for j in range(self.nr):
-                q, acc = i * self.nr + j, self.acc[i * self.nr + j]
-                if is_offset(g.kind):
-                    acc = acc - self.sums[i] * T.Broadcast(T.int32(128), L)
-                scale = task.AS[self.x[i], kb] * task._scale(self.row[j], kb)
-                put(self.wide, q, self.wide[q] + T.Cast(vector("float32", L), acc)
-                    * T.Broadcast(scale, L))
-                put(self.rest, q, self.rest[q] + T.Cast("float32", self.red[q]) * scale)
-
-
 class _Lanes:
     """rv vectors of rows and nr columns."""
 
     def __init__(self, task: Int8Task, sums: Buffer, b: Expr, blocks: Expr, half: Expr,
                  column: Expr, rv: int, nr: int):
         self.task, self.g, self.b, self.half, self.rv, self.nr = task, task.g, b, half, rv, nr
-        self.sums = sums             # [halves * width, K blocks]: what takes VNNI's offset away
+        self.sums = sums             # [halves * width, K blocks]: what takes VNNI's offset away;
+                                     # or [nr, K + 1]: W widened
         L = self.g.lanes
-        self.acc = local(rv * nr, vector("int32", L))
-        self.wide = local(rv * nr, vector("float32", L))
-        self.a = local(rv, vector("int32", L))
+        self.acc = Registers(rv * nr, L, "int32")
+        self.wide = Registers(rv * nr, L)
+        self.a = Registers(rv, L, "int32")
         self.block, self.row = local(rv, "int64"), local(nr, "int64")
         self.first = column
         for i in range(rv):
@@ -294,7 +289,7 @@ class _Lanes:
         g, L = self.g, self.g.lanes
         if g.k_blocks > 1:
             for q in range(self.rv * self.nr):
-                put(self.wide, q, T.Broadcast(T.float32(0), L))
+                self.wide.set(q, T.Broadcast(T.float32(0), L))
         with T.serial(g.k_blocks) as kb:
             self._scaled(kb)
         lane = local(self.rv * self.nr * L)      # a loop over these: a tenth of the code
@@ -311,27 +306,38 @@ class _Lanes:
                  for j in range(self.nr)]
         for i in range(self.rv):
             for j in range(self.nr):
-                put(self.acc, i * self.nr + j, T.Broadcast(start[j], L))
+                self.acc.set(i * self.nr + j, T.Broadcast(start[j], L))
 
         def step(word: Expr, weight: Callable[[Expr], Expr]) -> None:
             for i in range(self.rv):
-                put(self.a, i, self._packed(i, at + HEAD + word))
+                self.a.set(i, self._packed(i, at + HEAD + word))
             for j in range(self.nr):
-                w = as_bytes(T.Broadcast(weight(self.row[j]), L), L)
+                w = as_codes(g.kind, T.Broadcast(weight(j), L), L)
                 for i in range(self.rv):
                     q = i * self.nr + j
-                    put(self.acc, q, dot(g.kind, self.acc[q], as_bytes(self.a[i], L), w, L))
+                    self.acc.set(q, dot(g.kind, self.acc[q],
+                                        as_codes(g.kind, self.a[i], L), w, L))
 
+        if g.pairs:                  # an odd last code meets a 0 of the rows
+            with T.serial((length + 1) // 2) as word:
+                step(word, lambda j: T.reinterpret(
+                    "int32", self.sums[j, T.Ramp(k0 + 2 * word, 1, 2)]))
+            self._scale(kb)
+            return
         with T.serial(length // 4) as word:
-            step(word, lambda row: word_at(task.W, task.e, row, k0 + 4 * word))
+            step(word, lambda j: word_at(task.W, task.e, self.row[j], k0 + 4 * word))
         if g.step % 4 or g.k % 4:
             with T.If(length % 4 > 0), T.Then():
-                step(length // 4, lambda row: tail_word(
-                    task.W, k0 + length, False, task.e, row, k0 + length // 4 * 4))
+                step(length // 4, lambda j: tail_word(
+                    task.W, k0 + length, False, task.e, self.row[j], k0 + length // 4 * 4))
+        self._scale(kb)
+
+    def _scale(self, kb: Expr) -> None:
+        task, g, L, at = self.task, self.g, self.g.lanes, kb * self.g.slot
         for i in range(self.rv):
             scale = T.reinterpret(vector("float32", L), self._packed(i, at))
             for j in range(self.nr):
                 q = i * self.nr + j
                 value = T.Cast(vector("float32", L), self.acc[q]) * (
                     scale * T.Broadcast(task._scale(self.row[j], kb), L))
-                put(self.wide, q, self.wide[q] + value if g.k_blocks > 1 else value)
+                self.wide.set(q, self.wide[q] + value if g.k_blocks > 1 else value)

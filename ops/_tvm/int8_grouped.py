@@ -11,9 +11,11 @@ from tvm.script import tirx as T
 
 from ..space import Config
 from ..spec import Kernel, Outputs, Shape
-from .emit import local, put, scope
+from .emit import put, scope
+from .fetch import importing
 from .gemm_stages import Plan, tensor
-from .int8_lower import Stage, packed, same, tiles
+from .int8_lower import Stage, functions, packed, same, tiles
+from .registers import local
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
@@ -50,7 +52,9 @@ def lower_grouped(target: VectorTarget, static: Shape, config: Config, masked: b
         plan = Plan(PLAN, rows)
         plan.clear()
         (_counts if masked else _runs)(plan, GROUPS, rows, e, g.rows)
-        Stage(g, str(config["order"]), A, AS, XP, B, BS).run_plan(plan, same, OUT, out_dtype, same)
+        with importing(*functions(g)):
+            Stage(g, str(config["order"]), A, AS, XP, B, BS).run_plan(
+                plan, same, OUT, out_dtype, same)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]

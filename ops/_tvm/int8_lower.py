@@ -14,12 +14,16 @@ from tvm.script import tirx as T
 
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
+from . import stack
 from .emit import put, scope
 from .exp import silu
+from .fetch import importing
 from .gemm_stages import Plan, along, each_row, each_task, tensor
 from .int8_gemm import Int8Task
 from .int8_tiles import Int8Tiles, pack_block, scratch
+from .int8dot import functions as kept_functions
 from .int8dot import kind_of
+from .registers import local
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
@@ -68,8 +72,10 @@ class Stage:
 
         def task(item: Any, chunk: Any) -> None:
             with scope("int8"):
-                C = scratch(g)
-                e, first, count = item_of(item)
+                C, at = scratch(g), local(3, "int64")
+                for i, value in enumerate(item_of(item)):    # once, not at every use
+                    put(at, i, T.Cast("int64", value))
+                e, first, count = at[0], at[1], at[2]
                 Int8Task(g, self.A, self.AS, self.XP, row, self.W, self.S, C, e, item, first,
                          count, g.column(chunk)).emit()
                 self._write(C, OUT, count, g.column(chunk), out_dtype,
@@ -95,6 +101,11 @@ class Stage:
                  out_dtype, out_row)
 
 
+def functions(g: Int8Tiles) -> tuple[str, ...]:
+    """What tasks call."""
+    return (stack.functions(g.lanes), *([kept_functions(g.lanes)] if g.pairs else []))
+
+
 def same(r: Any) -> Any:
     """The row itself."""
     return r
@@ -111,10 +122,11 @@ def lower_gemm(target: VectorTarget, static: Shape, config: Config) -> dict[str,
     g, out_dtype = tiles(target, n, k, static, config), str(static["out_dtype"])
 
     def run(A: Any, AS: Any, B: Any, BS: Any, XP: Any, OUT: Any, rows: Any) -> None:
-        Stage(g, str(config["order"]), A, AS, XP, B, BS).run(
-            (rows + (g.rows - 1)) // g.rows,
-            lambda i: (T.int64(0), i * g.rows, T.min(rows - i * g.rows, g.rows)),
-            same, OUT, out_dtype, same)
+        with importing(*functions(g)):
+            Stage(g, str(config["order"]), A, AS, XP, B, BS).run(
+                (rows + (g.rows - 1)) // g.rows,
+                lambda i: (T.int64(0), i * g.rows, T.min(rows - i * g.rows, g.rows)),
+                same, OUT, out_dtype, same)
 
     @T.prim_func(s_tir=True)
     def main(  # type: ignore[no-untyped-def]

@@ -11,12 +11,14 @@ from tvm.script import tirx as T
 from ..int8 import INT8_MAX
 from ..space import Config
 from ..spec import Kernel, Outputs, Shape
-from .emit import Buffer, Expr, local, put, scope, widen
+from .emit import Buffer, Expr, put, scope, widen
+from .fetch import importing
 from .fp8 import bits, floats, magnitude_bits
 from .gemm_stages import Plan, along, each_row, tensor
 from .int8_cast import int8_code
-from .int8_lower import Stage, packed, same, tiles
+from .int8_lower import Stage, functions, packed, same, tiles
 from .int8_tiles import Int8Tiles
+from .registers import local
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
@@ -93,10 +95,11 @@ def lower_moe(target: VectorTarget, static: Shape, config: Config) -> dict[str, 
         plan = Plan(PLAN, tokens * top_k)
         plan.sort(lambda p: IDS[p // top_k, p % top_k], tokens * top_k, e, up.rows)
         each_row(tokens, 4 * k, lambda t: cast_row(up, Q, QS, HIDDEN, t, dtype))
-        Stage(up, order, Q, QS, UP, W1, S1).run_plan(
-            plan, lambda r: plan.row(r) // top_k, H, "float32", same)
-        each_row(plan.total, 4 * inter, lambda r: cast_row(down, HQ, HS, H, r, "float32"))
-        Stage(down, order, HQ, HS, DOWN, W2, S2).run_plan(plan, same, Y, "float32", plan.row)
+        with importing(*functions(up)):
+            Stage(up, order, Q, QS, UP, W1, S1).run_plan(
+                plan, lambda r: plan.row(r) // top_k, H, "float32", same)
+            each_row(plan.total, 4 * inter, lambda r: cast_row(down, HQ, HS, H, r, "float32"))
+            Stage(down, order, HQ, HS, DOWN, W2, S2).run_plan(plan, same, Y, "float32", plan.row)
         each_row(tokens, top_k * k,
                  lambda t: _add_up(down, top_k, e, dtype, Y, WEIGHTS, IDS, OUT, t))
 

@@ -1,8 +1,8 @@
 """Sizes of the int8 GEMMs, and how their activations are packed.
 
 A packed block of `lanes` rows holds for each scale block along K: the rows' scales as float32 bits,
-then the words of K, four bytes each (for VNNI plus 128). A word of all rows is a vector; sixteen of
-them are an AMX tile.
+then the words of K, four bytes each (for VNNI plus 128), or two int16 ("madd"). A word of all rows
+is a vector; sixteen of them are an AMX tile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from .int8dot import SIGNS, TILE, is_offset, tail_word, word_at
 
 HEAD = 1                             # words before those of K: the scales
 FEW = 4                              # rows that run along K: one thread reads at memory speed
+FEW_PAIRS, TILE_PAIRS = 12, 6        # the same of "madd", where weights stay near for a few tiles
 REGISTERS = ((4, 6), (2, 12), (1, 12))   # vectors of rows x columns: 24 of 32 accumulate
+PAIRS = {16: ((4, 6), (2, 6), (1, 6)), 8: ((2, 6), (1, 6)), 4: ((2, 6), (1, 6))}   # of "madd"
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,45 @@ class Int8Tiles:
         return is_offset(self.kind) and not self.tiled
 
     @property
+    def pairs(self) -> bool:
+        """Whether codes are multiplied as int16, two a lane, of weights widened beforehand."""
+        return self.kind == "madd"
+
+    @property
+    def run(self) -> int:
+        """Codes of a vector along K."""
+        return 2 * self.lanes if self.pairs else 4 * self.lanes
+
+    @property
+    def few(self) -> int:
+        """Rows of an item that runs along K."""
+        return FEW_PAIRS if self.pairs else FEW
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile of it."""
+        return TILE_PAIRS if self.pairs else FEW
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some scale block is not made of whole vectors."""
+        return bool(self.step % self.run or self.k % self.run)
+
+    @property
+    def wide(self) -> int:
+        """Vectors of rows that a tile has at most."""
+        return (PAIRS[self.lanes] if self.pairs else REGISTERS)[0][0]
+
+    def columns(self, rows: int) -> int:
+        """Columns of a tile of so few rows that it runs along K."""
+        if self.pairs and self.lanes < 16:       # 16 registers
+            return {1: 6, 2: 4, 3: 3}.get(rows, 2)
+        return min(8, (12 if self.k_blocks > 1 else 20) // rows)
+
+    @property
     def slot(self) -> int:
         """Words of a packed row per scale block."""
-        return HEAD + -(-self.step // 4)
+        return HEAD + -(-self.step // (2 if self.pairs else 4))
 
     @property
     def words(self) -> int:
@@ -99,7 +137,7 @@ class Int8Tiles:
 
 def scratch(g: Int8Tiles) -> Buffer:
     """C of one task, with spare rows for the last tile."""
-    return T.alloc_buffer((g.rows + REGISTERS[0][0] * g.lanes, g.halves * g.padded), "float32",
+    return T.alloc_buffer((g.rows + g.wide * g.lanes, g.halves * g.padded), "float32",
                           scope="global")
 
 
@@ -114,6 +152,9 @@ def pack_block(g: Int8Tiles, A: Buffer, AS: Buffer, XP: Buffer, item: Expr, b: E
         with T.serial(g.k_blocks) as kb:
             at, k0, length = kb * g.slot, kb * g.step, g.length(kb)
             put(XP, (block, at, l), T.reinterpret("int32", AS[r, kb]))
+            if g.pairs:
+                pairs(l, r, at, k0, length)
+                return
             with T.serial(length // 4) as w:
                 word = word_at(A, r, k0 + 4 * w)
                 put(XP, (block, at + HEAD + w, l), word ^ T.int32(SIGNS) if g.offset else word)
@@ -122,9 +163,18 @@ def pack_block(g: Int8Tiles, A: Buffer, AS: Buffer, XP: Buffer, item: Expr, b: E
                     put(XP, (block, at + HEAD + length // 4, l),
                         tail_word(A, k0 + length, g.offset, r, k0 + length // 4 * 4))
 
+    def pairs(l: Expr, r: Expr, at: Expr, k0: Expr, length: Expr) -> None:
+        with T.serial(length // 2) as w:
+            two = T.Cast("int16x2", A[r, T.Ramp(k0 + 2 * w, 1, 2)])
+            put(XP, (block, at + HEAD + w, l), T.reinterpret("int32", two))
+        if g.step % 2 or g.k % 2:
+            with T.If(length % 2 > 0), T.Then():
+                last = T.Cast("int32", A[r, k0 + length - 1]) & T.int32(0xFFFF)
+                put(XP, (block, at + HEAD + length // 2, l), last)
+
     def nothing(l: Expr) -> None:
         with T.serial(g.words) as w:
             put(XP, (block, w, l), T.int32(0))
 
-    with T.If(T.And(count > FEW, b * L < count)), T.Then(), T.serial(L) as l:
+    with T.If(T.And(count > g.few, b * L < count)), T.Then(), T.serial(L) as l:
         when(b * L + l < count, lambda: lane(l), lambda: nothing(l))

@@ -1,4 +1,4 @@
-"""Dot products of four signed bytes a lane: AVX-512 VNNI, Armv8.2 sdot, and AMX tiles.
+"""Dot products of signed bytes: AVX-512 VNNI, Armv8.2 sdot, AMX tiles, and x86's of int16 pairs.
 
 Everything is an LLVM intrinsic of its own. LLVM finds none of these instructions in plain vector
 code, and TVM's own tensor intrinsic for VNNI does not pass this LLVM (docs/facts.md).
@@ -14,13 +14,19 @@ from tvm.script import tirx as T
 Expr = Any                           # a TVM expression
 SIGNS = 0x80808080 - (1 << 32)       # the sign bit of four bytes
 TILE = 16                            # rows of an AMX tile of 64 bytes a row
+_MADD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd",
+         16: "llvm.x86.avx512.pmaddw.d.512"}
+_KEEP = "expertile_keep"
 # palette 1; eight tiles of 64 bytes a row and 16 rows (Intel SDM, LDTILECFG)
 _TILE_CONFIG = (1, 0, 0, 0, *[0x00400040] * 4, 0, 0, 0, 0, 0x10101010, 0x10101010, 0, 0)
 
 
 def kind_of(dots: Sequence[str]) -> str | None:
-    """Which of a CPU's dot products takes bytes: "amx", "vnni", "sdot" or None."""
-    return next((kind for kind in ("amx", "vnni", "sdot") if kind in dots), None)
+    """Which of a CPU's dot products takes int8 codes: "amx", "vnni", "sdot", "madd" or None.
+
+    "madd" takes codes widened to int16, two a lane: exact for all of them, -128 included.
+    """
+    return next((kind for kind in ("amx", "vnni", "sdot", "madd") if kind in dots), None)
 
 
 def is_offset(kind: str) -> bool:
@@ -29,20 +35,37 @@ def is_offset(kind: str) -> bool:
     VNNI multiplies unsigned by signed bytes: (x + 128) . y = x . y + 128 * sum(y), in int32 that
     wraps around, so the difference is exact whatever the length.
     """
-    return kind != "sdot"
+    return kind not in ("sdot", "madd")
 
 
 def dot(kind: str, total: Expr, x: Expr, y: Expr, lanes: int) -> Expr:
-    """total + the sum of four products in every lane; x and y are int8 vectors."""
+    """total + the sum of four products in every lane of int8 vectors, of two of int16 ("madd")."""
+    if kind == "madd":
+        return total + T.call_llvm_pure_intrin(f"int32x{lanes}", _MADD[lanes], x, y)
     if kind == "sdot":
         return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, x, y)
     return T.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}",
                                    total, x, y)
 
 
-def as_bytes(words: Expr, lanes: int) -> Expr:
-    """A vector of int32 as bytes."""
-    return T.reinterpret(f"int8x{4 * lanes}", words)
+def kept(kind: str, total: Expr, lanes: int) -> Expr:
+    """`total`, and LLVM may not add up in another order ("madd").
+
+    It would sum all products of a block at its end, and spill them until then.
+    """
+    return T.call_extern(f"int32x{lanes}", _KEEP, total) if kind == "madd" else total
+
+
+def functions(lanes: int) -> str:
+    """The IR that `kept` calls."""
+    v = f"<{lanes} x i32>"
+    return "\n".join((f"define {v} @{_KEEP}({v} %x) alwaysinline {{",
+                      f'%r = call {v} asm "", "=x,0"({v} %x)', f"ret {v} %r", "}"))
+
+
+def as_codes(kind: str, words: Expr, lanes: int) -> Expr:
+    """A vector of int32 as what `dot` takes."""
+    return T.reinterpret(f"int16x{2 * lanes}" if kind == "madd" else f"int8x{4 * lanes}", words)
 
 
 def word_at(buffer: Any, *index: Expr) -> Expr:

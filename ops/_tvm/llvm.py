@@ -6,11 +6,7 @@ bfloat16 pairs name instructions (AVX512-BF16; the table look-ups become AVX512-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
-
-from tvm.script import tirx as T
 
 from . import stack
 from .tiles import FP8, Tiles
@@ -19,13 +15,6 @@ _PAIR_BIAS = 127 - 7 - 8             # an e4m3 code as bfloat16 comes divided by
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _LOOKUP = "llvm.x86.avx512.vpermi2var.qi.512"
 _POWER = "0x4770000000000000"        # 2^120: float32's exponent bias less that of e4m3
-
-
-@contextmanager
-def importing(*functions: str) -> Iterator[None]:
-    """Make IR functions known to what is emitted inside."""
-    with T.attr(T.int32(0), "pragma_import_llvm", "\n".join(functions)):
-        yield
 
 
 def panel_name(dtype: str, pairs: bool) -> str:
@@ -79,14 +68,6 @@ def _interleaved(x: str, to: str, codes: list[int]) -> str:
     return (f"%{to} = shufflevector <64 x i8> %{x}l, <64 x i8> %{x}h, <64 x i32> {mask}")
 
 
-PREFETCH = """declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-define void @expertile_prefetch(ptr %p, i64 %offset) alwaysinline {
-%q = getelementptr i8, ptr %p, i64 %offset
-call void @llvm.prefetch.p0(ptr %q, i32 0, i32 2, i32 1)
-ret void
-}"""
-
-
 @cache
 def pair_functions() -> str:
     """The dot products of bfloat16 pairs, and e4m3 codes as bfloat16 in order."""
@@ -125,7 +106,7 @@ def functions(g: Tiles) -> tuple[str, ...]:
     """All that the tiles of a GEMM call."""
     panel = panel_function(g.dtype, g.pairs, g.lanes, g.tile_n)
     packs = (pack_function(g.lanes, rows, g.pm) for rows in {rows for _, rows in row_groups(g)})
-    return (panel, PREFETCH, stack.functions(g.lanes), *packs,
+    return (panel, stack.functions(g.lanes), *packs,
             *([pair_functions()] if g.pairs else []))
 
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, Expr, Registers, local, put, scope, vector, when, widen
+from .emit import Buffer, Expr, put, scope, vector, when, widen
+from .fetch import fetch
 from .llvm import pack_name, panel_name, row_groups
+from .registers import Registers, local
 from .tiles import Tiles, unit
 
+_STEPS = 4                           # of a tile from one fetch to the next
 _X_BYTES = 512 << 10                 # of packed rows at once: half of a second cache of 1 MiB
 
 
@@ -111,7 +114,7 @@ class Panels:
         g = self.g
         at = first + v * g.lanes
         with scope("convert"):
-            row, last, s = local(1, "int64"), local(1, "int64"), Registers(1, "float32", g.lanes)
+            row, last, s = local(1, "int64"), local(1, "int64"), Registers(1, g.lanes)
             # columns past the width repeat the last one
             put(row, 0, T.Cast("int64", half * g.n + self.col + T.min(at, g.width - 1)))
             put(last, 0, T.Cast("int64", T.max(T.min(g.lanes, g.width - at) - 1, 0)))
@@ -194,37 +197,46 @@ class Panels:
              lambda: when(k + panel < g.k, lambda: at(0, k + panel),     # the first tile's
                           lambda: at(g.width, k % panel)))               # the next task's
 
-    def _fetch(self, coming: Buffer, rt: Expr, tiles: Expr) -> None:
-        """A row tile's share of the weights that come next, into the second cache.
+    def _fetch(self, coming: Buffer, at: Expr) -> None:
+        """A line of the weights that come next, into the second cache."""
+        lines = self._lines
+        fetch(self.W[self.e, coming[0] + at // lines, coming[1]], at % lines * 64)
 
-        Between the tiles: one prefetch in each of their steps takes 4 % of the whole.
-        """
-        g = self.g
-        lines = -(-g.inner * g.element_bytes // 64)
-        share = (g.tile_n * lines + (tiles - 1)) // tiles
-        with T.serial(T.min(share, g.tile_n * lines - rt * share)) as i:
-            at = rt * share + i
-            T.evaluate(T.call_extern(
-                "void", "expertile_prefetch",
-                T.address_of(self.W[self.e, coming[0] + at // lines, coming[1]]),
-                T.Cast("int64", at % lines * 64)))
+    @property
+    def _lines(self) -> int:
+        """Lines of a row of W in a part of a tile."""
+        return -(-self.g.inner * self.g.element_bytes // 64)
 
     def _multiply(self, of: _Scratch, half: Expr, first: Expr, part: Expr, k: Expr,
                   count: Expr, coming: Buffer, size: Expr) -> None:
-        """All rows times one tile of columns, while the weights that come next are fetched."""
-        g = self.g
+        """All rows times one tile of columns, while the weights that come next are fetched.
+
+        Each tile of rows has its share of them, a line every few steps: in bursts they hold up what
+        the tile waits for, and one in each step takes 4 % of the whole.
+        """
+        g, lines = self.g, self.g.tile_n * self._lines
         tiles = (self.rows + (size - 1)) // size
+        share = (lines + (tiles - 1)) // tiles
+        steps = g.steps(count)
         with T.serial(tiles) as rt, scope("tile"):
             r = rt * size
             left = T.min(self.rows - r, size)
-            self._fetch(coming, rt, tiles)
+            line = local(2, "int32")     # the share's first, and how many
+            put(line, 0, T.Cast("int32", rt * share))
+            put(line, 1, T.Cast("int32", T.min(share, lines - rt * share)))
+            with T.serial(steps // _STEPS, line[1]) as i:
+                self._fetch(coming, line[0] + i)
+
+            def between(turn: Expr) -> None:
+                with T.If(turn < line[1]), T.Then():
+                    self._fetch(coming, line[0] + turn)
 
             def tile(sizes: tuple[int, ...]) -> None:
                 if len(sizes) == 1:
-                    self._tile(of, rt, r, sizes[0], half, first, part, k, count)
+                    self._tile(of, rt, r, sizes[0], half, first, part, k, count, between)
                 else:
                     when(left > sizes[1], lambda: self._tile(
-                        of, rt, r, sizes[0], half, first, part, k, count),
+                        of, rt, r, sizes[0], half, first, part, k, count, between),
                         lambda: tile(sizes[1:]))
 
             tile(g.row_sizes)
@@ -255,12 +267,15 @@ class Panels:
                     put(X, at, X[at] | (T.Cast("int32", self.X[row[i], k0 + 2 * step + 1]) << 16))
 
     def _tile(self, of: _Scratch, rt: Expr, r: Expr, m: int, half: Expr, first: Expr, part: Expr,
-              k0: Expr, count: Expr) -> None:
-        """C[r .. r + m, tile] += X . P, for the `count` columns of K of a part."""
+              k0: Expr, count: Expr, between: Callable[[Expr], None]) -> None:
+        """C[r .. r + m, tile] += X . P, for the `count` columns of K of a part.
+
+        between(turn) is emitted before every few steps.
+        """
         g, per = self.g, self.g.per_step
         steps = (count + (per - 1)) // per
         with scope("sums"):
-            acc = Registers(m * g.pn, "float32", g.lanes)
+            acc = Registers(m * g.pn, g.lanes)
             for q in range(m * g.pn):
                 acc.set(q, T.Broadcast(T.float32(0), g.lanes))
 
@@ -273,11 +288,12 @@ class Panels:
                                 if g.pairs else
                                 acc[q] + T.Broadcast(of.X[part, rt, k * g.pm + i], g.lanes) * w)
 
-            with T.serial(steps // g.unroll) as k, T.unroll(g.unroll) as u:
-                step(k * g.unroll + u)
-            if g.unroll > 1:
-                with T.serial(steps // g.unroll * g.unroll, steps) as k:
-                    step(k)
+            with T.serial(steps // _STEPS) as turn:
+                between(turn)
+                for u in range(_STEPS):
+                    step(turn * _STEPS + u)
+            with T.serial(steps // _STEPS * _STEPS, steps) as k:
+                step(k)
             for i in range(m):
                 for v in range(g.pn):
                     at = T.Ramp(half * g.padded + first + v * g.lanes, 1, g.lanes)

@@ -1,12 +1,13 @@
-"""Few rows times FP8 weights: a vector of codes becomes four vectors of float32 by shifts alone.
+"""Few rows times weights of eight bits: a vector of codes becomes four vectors of float32.
 
 Each dword holds four codes of one column; its bytes give four float32 vectors, of which lane i
-holds element 4 i + j of K. A code moved to the top of a float32 and four places down again is
+holds element 4 i + j of K. An FP8 code moved to the top of a float32 and four places down again is
 its value times 2^-120, exact for all finite codes (NaN reads as 480): 13 instructions for 32 codes
-with their products, where sign extension and a conversion from float16 take 20.
+with their products, where sign extension and a conversion from float16 take 20. An int8 code moved
+to the top of an int32 is its value times 2^24, and float32 holds it: 14 instructions.
 
-The rows of X are put into the same order before, and brought to 2^60 by a power of two each, so
-that no product is subnormal whatever the row's size.
+The rows of X are put into the same order before, and brought to 2^60 (for int8 2^-40) by a power of
+two each, so that no product is subnormal, or infinite under a scale, whatever the row's size.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, Expr, local, put, scope
+from .emit import Buffer, Expr, put, scope
 from .fp8 import floats, magnitude_bits
 from .gemm_stages import each_row
-from .tiles import FP8, Tiles
+from .registers import local
+from .tiles import FP8, QUANTISED, Tiles
 
 CODES = 4                            # in a dword
-FENCE = "expertile_fence"            # between columns: without it LLVM starts on all of them,
-                                     # spills, and stalls on stores that look like the loads' lines
-UNIT = 2.0**60                       # what is left of 2^120 beside the row's own factor
+# what is left of 2^120, or comes with 2^24, beside the row's own factor
+UNIT = {FP8: 2.0**60, "int8": 2.0**16}
 _MASK = 0x87F00000 - (1 << 32)       # sign, and exponent and mantissa of e4m3, in a float32
-_LEAST, _MOST, _BIAS, _SHIFT = 60, 254, 314, 23      # exponents of a row; 314 = 60 + 2 * 127
+_TOP = 0xFF000000 - (1 << 32)        # an int8 code in an int32
+_LEAST, _MOST, _SHIFT = 60, 254, 23  # exponents of a row
+_BIAS = {FP8: 60 + 2 * 127, "int8": -40 + 2 * 127}
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,33 @@ class Folded(Few):
 
 def name(byte: int) -> str:
     """The function that makes float32 of one byte of every dword."""
-    return f"expertile_e4m3_byte{byte}"
+    return f"expertile_byte{byte}"
 
 
-def functions(lanes: int) -> str:
+def _body(lanes: int, byte: int, dtype: str) -> list[str]:
+    """%f: float32 of one byte of every dword of %x, divided as said above."""
+    codes, words = f"<{CODES * lanes} x i8>", f"<{2 * lanes} x i16>"
+    dwords = f"<{lanes} x i32>"
+    if dtype == "int8":
+        return [f"%w = bitcast {codes} %x to {dwords}",
+                f"%d = shl {dwords} %w, {_splat(lanes, 32, 8 * (3 - byte))}",
+                f"%e = and {dwords} %d, {_splat(lanes, 32, _TOP)}",
+                f"%f = sitofp {dwords} %e to <{lanes} x float>"]
+    return [f"%w = bitcast {codes} %x to {words}",
+            f"%a = shl {words} %w, {_splat(2 * lanes, 16, 8 * (1 - byte % 2))}",
+            f"%b = ashr {words} %a, {_splat(2 * lanes, 16, 4)}",
+            f"%c = bitcast {words} %b to {dwords}",
+            f"%d = shl {dwords} %c, {_splat(lanes, 32, 16 * (1 - byte // 2))}",
+            f"%e = and {dwords} %d, {_splat(lanes, 32, _MASK)}",
+            f"%f = bitcast {dwords} %e to <{lanes} x float>"]
+
+
+def functions(lanes: int, dtype: str) -> str:
     """The four functions, the fence, and the one that orders 4 * lanes elements of a row."""
-    text, codes, words = [], f"<{CODES * lanes} x i8>", f"<{2 * lanes} x i16>"
-    dwords, many = f"<{lanes} x i32>", f"<{CODES * lanes} x float>"
+    text, codes, many = [], f"<{CODES * lanes} x i8>", f"<{CODES * lanes} x float>"
     for byte in range(CODES):
         text += [f"define <{lanes} x float> @{name(byte)}({codes} %x) alwaysinline {{",
-                 f"%w = bitcast {codes} %x to {words}",
-                 f"%a = shl {words} %w, {_splat(2 * lanes, 16, 8 * (1 - byte % 2))}",
-                 f"%b = ashr {words} %a, {_splat(2 * lanes, 16, 4)}",
-                 f"%c = bitcast {words} %b to {dwords}",
-                 f"%d = shl {dwords} %c, {_splat(lanes, 32, 16 * (1 - byte // 2))}",
-                 f"%e = and {dwords} %d, {_splat(lanes, 32, _MASK)}",
-                 f"%f = bitcast {dwords} %e to <{lanes} x float>",
-                 f"ret <{lanes} x float> %f", "}"]
-    text += [f"define void @{FENCE}() alwaysinline {{",
-             'call void asm sideeffect "", "~{memory}"()', "ret void", "}"]
+                 *_body(lanes, byte, dtype), f"ret <{lanes} x float> %f", "}"]
     order = ", ".join(f"i32 {CODES * i + j}" for j in range(CODES) for i in range(lanes))
     return "\n".join([*text, f"define {many} @expertile_byte_order({many} %x) alwaysinline {{",
                       f"%r = shufflevector {many} %x, {many} poison, "
@@ -97,7 +108,7 @@ def functions(lanes: int) -> str:
 
 def byte_functions(*gemms: Tiles) -> tuple[str, ...]:
     """What those of some GEMMs call that take codes by the byte."""
-    return next(((functions(g.lanes),) for g in gemms if g.quarters), ())
+    return next(((functions(g.lanes, g.dtype),) for g in gemms if g.quarters), ())
 
 
 def _splat(lanes: int, bits: int, value: int) -> str:
@@ -107,7 +118,8 @@ def _splat(lanes: int, bits: int, value: int) -> str:
 def serves(dtype: str, lanes: int, k: int, block_k: int, pairs: bool) -> bool:
     """Whether weights [*, K] can be taken so."""
     run = CODES * lanes
-    return dtype == FP8 and not pairs and lanes >= 8 and not (k % run or min(block_k, k) % run)
+    whole = k % run == 0 and min(block_k, k) % run == 0
+    return dtype in QUANTISED and not pairs and lanes >= 8 and whole
 
 
 def prepare(g: Tiles, items: Expr, span: Callable[[Expr], tuple[Expr, Expr]], X: Buffer,
@@ -136,9 +148,10 @@ def _row(g: Tiles, X: Buffer, row: Expr, few: Few, to: Expr) -> None:
         put(exponent, 0, tops[0])
         for i in range(1, lanes):
             put(exponent, 0, T.max(exponent[0], tops[i]))
-        put(exponent, 0, T.min(T.max(exponent[0] >> _SHIFT, T.int32(_LEAST)), T.int32(_MOST)))
+        most = T.int32(min(_MOST, _BIAS[g.dtype] - 1))
+        put(exponent, 0, T.min(T.max(exponent[0] >> _SHIFT, T.int32(_LEAST)), most))
         put(few.factors, to, floats(exponent[0] << _SHIFT))
-        by = T.Broadcast(floats((T.int32(_BIAS) - exponent[0]) << _SHIFT), run)
+        by = T.Broadcast(floats((T.int32(_BIAS[g.dtype]) - exponent[0]) << _SHIFT), run)
         with T.serial(g.k // run) as v:
             k = T.Ramp(v * run, 1, run)
             put(ordered, T.Ramp(0, 1, run), T.call_extern(

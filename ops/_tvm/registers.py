@@ -10,16 +10,17 @@ from tvm.script import tirx as T
 def local(size: int, dtype: str = "float32") -> Any:
     """A place on the stack, below 1024 bytes; with constant indices only LLVM makes it registers.
 
-    Scope "local" would be a call of the allocator at run time, whatever the size.
+    Scope "local" would be a call of the allocator at run time, whatever the size. Elements that
+    are vectors, which cannot share the stack, take it.
     """
-    return T.alloc_buffer((size,), dtype, scope="global")
+    return T.alloc_buffer((size,), dtype, scope="local" if "x" in dtype else "global")
 
 
 class Registers:
-    """Float32 vectors, each in a buffer of its own: together they may be more than 1024 bytes."""
+    """Vectors, each in a buffer of its own: together they may be more than 1024 bytes."""
 
-    def __init__(self, count: int, lanes: int):
-        self._each = [local(lanes) for _ in range(count)]
+    def __init__(self, count: int, lanes: int, dtype: str = "float32"):
+        self._each = [local(lanes, dtype) for _ in range(count)]
         self._lanes = T.Ramp(0, 1, lanes)
 
     def __getitem__(self, at: int) -> Any:

@@ -6,25 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.script import tirx as T
 
+from ..fp8_format import E4M3
 from ..numerics import as_dtype
 from ..space import Config
 from ..spec import Shape
-from . import group_cast, stack
+from . import group_cast, plain_cast
 from .cast_llvm import GROUPS
 from .exp import exp, silu_of
-from .fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
+from .fp8 import bits, magnitude_bits
+from .plain_cast import FP8
+from .silu_llvm import LEAD
+from .tasks import each_vector
 
 if TYPE_CHECKING:
     from ...targets.base import VectorTarget
 
 
 def functions(target: VectorTarget, static: Shape) -> str:
-    """The IR that `row_caster` and `stack.align` call."""
-    aligned = stack.functions(target.lanes)
+    """The IR that `row_caster` calls."""
     if not group_cast.takes(int(static["group_size"])):
-        return aligned
-    casts = group_cast.silu_functions(target, str(static["dtype"]), bool(static["ue8m0"]))
-    return f"{casts}\n{aligned}"
+        return ""
+    return group_cast.silu_functions(target, str(static["dtype"]), bool(static["ue8m0"]))
 
 
 def lane_choices(shape: Shape) -> tuple[int, ...]:
@@ -42,49 +44,35 @@ def row_caster(static: Shape, config: Config) -> Any:
     groups, last = -(-h // group), h - (-(-h // group) - 1) * group
     whole = h // group if group_cast.takes(group) else 0
     row_bytes = 2 * h * as_dtype(str(static["dtype"])).itemsize
+    codes = FP8[E4M3]
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
 
     @T.inline
-    def activate_span(X, y, r, base, first, count, w, top, gate, e):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                gate[l] = wide(X[r, base + first + i * w + l])
-            for l in T.vectorized(w):
-                e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
-            for l in T.vectorized(w):
-                y[first + i * w + l] = (silu_of(gate[l], e[l])
-                                        * wide(X[r, h + base + first + i * w + l]))
-            for l in T.vectorized(w):
-                top[l] = T.max(top[l], magnitude_bits(y[first + i * w + l]))
+    def activate_span(X, y, r, base, top, gate, e, at, w):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(w):
+            gate[l] = wide(X[r, base + at + l])
+        for l in T.vectorized(w):
+            e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
+        for l in T.vectorized(w):
+            y[at + l] = silu_of(gate[l], e[l]) * wide(X[r, h + base + at + l])
+        for l in T.vectorized(w):
+            top[l] = T.max(top[l], magnitude_bits(y[at + l]))
 
-    @T.inline
-    def cast_span(y, Q, r, base, first, count, w, scale, e):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                e[l] = scaled(y[first + i * w + l], scale[0], ue8m0)
-            for l in T.vectorized(w):
-                Q[r, base + first + i * w + l] = T.Cast("uint8", encode_e4m3(e[l]))
-
-    @T.inline
-    def cast_group(X, EPS, Q, r, g, width, y, top, scale, gate, e):  # type: ignore[no-untyped-def]
-        for l in T.vectorized(lanes):
-            top[l] = bits(EPS)
-        # full vectors, then 8 lanes, then single columns: a partial group is not scalar code
-        activate_span(X, y, r, g * group, 0, width, lanes, top, gate, e)
-        activate_span(X, y, r, g * group, width // lanes * lanes, width % lanes, 8, top, gate, e)
-        activate_span(X, y, r, g * group, width // 8 * 8, width % 8, 1, top, gate, e)
-        for l in range(1, lanes):
-            top[0] = T.max(top[0], top[l])
-        scale[0] = scale_of(top[0], ue8m0)
-        cast_span(y, Q, r, g * group, 0, width, lanes, scale, e)
-        cast_span(y, Q, r, g * group, width // lanes * lanes, width % lanes, 8, scale, e)
-        cast_span(y, Q, r, g * group, width // 8 * 8, width % 8, 1, scale, e)
+    def cast_group(X: Any, EPS: Any, Q: Any, r: Any, g: Any, width: int, y: Any, top: Any,
+                   scale: Any, gate: Any, e: Any) -> None:
+        plain_cast.start_top(top, lanes, EPS)
+        each_vector(width, lanes, activate_span, X, y, r, g * group, top, gate, e)
+        plain_cast.scale_from(codes, top, lanes, scale, ue8m0)
+        plain_cast.cast_columns(codes, lambda column: y[column], Q, r, g * group, width, lanes,
+                                scale, e, ue8m0)
 
     @T.inline
     def cast_groups(X, EPS, Q, S, r, expert, m, first, count, ys, tops,  # type: ignore[no-untyped-def]
                     scales, a, b, plain, y, top, scale, gate, e):
+        if count > 0:
+            T.evaluate(group_cast.lead(X[r, first * group], ys[0]))
         for g in range(count):
             tops[g] = group_cast.activate(X[r, (first + g) * group], X[r, h + (first + g) * group],
                                           ys[g * group], group, row_bytes)
@@ -108,7 +96,7 @@ def row_caster(static: Shape, config: Config) -> Any:
             gate = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             e = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             if whole > 0:
-                ys = T.sblock_alloc_buffer((GROUPS * group,), "float32", scope="global")
+                ys = T.sblock_alloc_buffer((GROUPS * group + LEAD,), "float32", scope="global")
                 tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
                 plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
                 scales = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")

@@ -9,7 +9,8 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm import quarters
-from .._tvm.emit import local, put, scope
+from .._tvm.emit import put, scope
+from .._tvm.fetch import importing
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     Plan,
@@ -26,8 +27,9 @@ from .._tvm.gemm_stages import space as gemm_space
 from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
 from .._tvm.int8_moe import bind_moe, lower_moe
-from .._tvm.llvm import functions, importing
+from .._tvm.llvm import functions
 from .._tvm.quarters import Few, byte_functions, prepare
+from .._tvm.registers import local
 from .._tvm.tiles import takes_pairs, tiles
 from ..gemm_nt.tvm import scales_of, weights_of
 from ..space import Config, Space

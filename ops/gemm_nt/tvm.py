@@ -9,7 +9,8 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm import quarters
-from .._tvm.emit import local, put, scope
+from .._tvm.emit import put, scope
+from .._tvm.fetch import importing
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     code_row,
@@ -24,8 +25,9 @@ from .._tvm.gemm_stages import (
 from .._tvm.gemm_stages import space as gemm_space
 from .._tvm.int8_lower import bind_gemm, lower_gemm, serves
 from .._tvm.int8_lower import space as int8_space
-from .._tvm.llvm import functions, importing
+from .._tvm.llvm import functions
 from .._tvm.quarters import Few, byte_functions, prepare
+from .._tvm.registers import local
 from .._tvm.tiles import FP8, takes_pairs, tiles
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape

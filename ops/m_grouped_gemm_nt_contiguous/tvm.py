@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm.emit import local, put, scope
+from .._tvm.emit import put, scope
+from .._tvm.fetch import importing
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     Plan,
@@ -25,8 +26,9 @@ from .._tvm.gemm_stages import space as gemm_space
 from .._tvm.int8_grouped import bind_contiguous, lower_grouped
 from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
-from .._tvm.llvm import functions, importing
+from .._tvm.llvm import functions
 from .._tvm.quarters import Few, byte_functions, prepare
+from .._tvm.registers import local
 from .._tvm.tiles import FP8, tiles
 from ..gemm_nt.tvm import (
     activations_of,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tvm.script import tirx as T
 
 from .._tvm.emit import scope
+from .._tvm.fetch import importing
 from .._tvm.gemm import Task
 from .._tvm.gemm_stages import (
     Plan,
@@ -25,7 +26,7 @@ from .._tvm.gemm_stages import space as gemm_space
 from .._tvm.int8_grouped import bind_masked, lower_grouped
 from .._tvm.int8_lower import serves
 from .._tvm.int8_lower import space as int8_space
-from .._tvm.llvm import functions, importing
+from .._tvm.llvm import functions
 from .._tvm.quarters import Few, byte_functions, prepare
 from .._tvm.tiles import FP8, tiles
 from ..gemm_nt.tvm import (

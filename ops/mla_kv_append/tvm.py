@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
-from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of
+from .._tvm import plain_cast
+from .._tvm.plain_cast import FP8
+from .._tvm.tasks import each_row, each_vector
 from ..fp8 import AMAX_FLOOR
+from ..fp8_format import E4M3
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -45,28 +47,27 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         return T.Cast("float64", value)
 
     @T.inline
-    def square_span(X, r, first, count, w, acc):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                acc[l] = acc[l] + double(X[r, first + i * w + l]) * double(X[r, first + i * w + l])
+    def square_span(X, r, acc, at, w):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(w):
+            acc[l] = acc[l] + double(X[r, at + l]) * double(X[r, at + l])
 
     @T.inline
     def inverse_norm(X, r, eps, acc, inverse):  # type: ignore[no-untyped-def]
         for l in T.vectorized(lanes):
             acc[l] = T.float64(0)
-        square_span(X, r, 0, dv, lanes, acc)
-        square_span(X, r, dv // lanes * lanes, dv % lanes, 8, acc)
-        square_span(X, r, dv // 8 * 8, dv % 8, 1, acc)
+        each_vector(dv, lanes, square_span, X, r, acc)
         for l in range(1, lanes):
             acc[0] = acc[0] + acc[l]
         inverse[0] = wide(T.float64(1) / T.sqrt(acc[0] / T.float64(dv) + eps))
 
     @T.inline
-    def norm_span(X, W, r, C, slot, first, count, w, inverse):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                C[slot, first + i * w + l] = T.Cast(
-                    cache, wide(X[r, first + i * w + l]) * inverse[0] * W[first + i * w + l])
+    def norm_span(X, W, r, C, slot, inverse, at, w):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(w):
+            C[slot, at + l] = T.Cast(cache, wide(X[r, at + l]) * inverse[0] * W[at + l])
+
+    def cast_group(y: Any, C: Any, slot: Any, g: Any, top: Any, scale: Any, ratio: Any) -> None:
+        plain_cast.cast_group(FP8[E4M3], lambda column: y[column], T.float32(AMAX_FLOOR), C, slot,
+                              g * GROUP, GROUP, lanes, top, scale, ratio, False)
 
     @T.inline
     def norm_and_cast(X, W, r, C, SCALES, slot, inverse):  # type: ignore[no-untyped-def]
@@ -74,23 +75,14 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             y = T.sblock_alloc_buffer((GROUP,), "float32", scope="global")
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
+            ratio = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             for g in range(scales):
-                for l in T.vectorized(lanes):
-                    top[l] = bits(T.float32(AMAX_FLOOR))
                 for i in range(GROUP // lanes):
                     for l in T.vectorized(lanes):
                         y[i * lanes + l] = (wide(X[r, g * GROUP + i * lanes + l]) * inverse[0]
                                             * W[g * GROUP + i * lanes + l])
-                    for l in T.vectorized(lanes):
-                        top[l] = T.max(top[l], magnitude_bits(y[i * lanes + l]))
-                for l in range(1, lanes):
-                    top[0] = T.max(top[0], top[l])
-                scale[0] = scale_of(top[0], False)
+                cast_group(y, C, slot, g, top, scale, ratio)
                 SCALES[slot, dv // 4 + g] = scale[0]
-                for i in range(GROUP // lanes):
-                    for l in T.vectorized(lanes):
-                        C[slot, g * GROUP + i * lanes + l] = T.Cast(
-                            "uint8", encode_e4m3(y[i * lanes + l] / scale[0]))
 
     def turned(a: Any, cos: Any, b: Any, sin: Any, sign: float) -> Any:
         # products of float32 are exact in float64: with or without FMA the result is the same
@@ -107,7 +99,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
 
     @T.inline
     def append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY,  # type: ignore[no-untyped-def]
-               r, last, slots):
+               last, slots, r):
         with T.sblock("append"):
             acc = T.sblock_alloc_buffer((lanes,), "float64", scope="global")
             inverse = T.sblock_alloc_buffer((1,), "float32", scope="global")
@@ -116,9 +108,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 if fp8:
                     norm_and_cast(X, W, r, C, SCALES, SLOT[r], inverse)
                 else:
-                    norm_span(X, W, r, C, SLOT[r], 0, dv, lanes, inverse)
-                    norm_span(X, W, r, C, SLOT[r], dv // lanes * lanes, dv % lanes, 8, inverse)
-                    norm_span(X, W, r, C, SLOT[r], dv // 8 * 8, dv % 8, 1, inverse)
+                    each_vector(dv, lanes, norm_span, X, W, r, C, SLOT[r], inverse)
                 if rope > 0:
                     rotate(X, TABLE, r, T.max(T.min(POS[r], last), T.int64(0)), KEY, SLOT[r])
 
@@ -143,17 +133,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                                 "float32" if fp8 else cache, align=cache_align)
         KEY = T.match_buffer(key, (SLOTS, width // 2 if fp8 else width), key_type,
                              align=cache_align)
-        with T.attr(T.int32(0), "pragma_import_llvm", stack.functions(target.lanes)):
-            if serial >= M:
-                stack.align()
-                for r in range(M):
-                    append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, r, P - 1, SLOTS)
-            else:
-                for task in T.parallel((M + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, M - task * rows)):
-                        append(X, W, TABLE, POS, SLOT, eps, C, SCALES, KEY, task * rows + r, P - 1,
-                               SLOTS)
+        each_row(M, rows, serial, target.lanes, "", append, X, W, TABLE, POS, SLOT, eps, C, SCALES,
+                 KEY, P - 1, SLOTS)
 
     return {"main": main}
 

@@ -24,7 +24,7 @@ from .._tvm.attention import (
     tile_sizes,
     when,
 )
-from .._tvm.attention_feed import Feed, rows_of
+from .._tvm.attention_feed import Feed, Lines, plain, rows_of
 from .._tvm.attention_rows import (
     copy,
     drop_odd,
@@ -132,7 +132,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         values = block.new_values()
         load_queries(t, block, to[1], to[2], lambda r, d: Q[long(to[0] + r), h, d])
         block.start(to[2])
-        feed = None if t.pairs else Feed(t, block.keys, FK, rows_of(t), dtype, d_qk, FW, d_v)
+        lines = Lines(FK, d_qk, dtype)
+        feed = None if t.pairs else Feed(t, block.keys, (plain(lines),), rows_of(t), lines,
+                                         Lines(FW, d_v, dtype))
         with T.serial((T.max(to[4], 0) + (LB - 1)) // LB) as i:
             put(to, 5, T.min(LB, to[4] - i * LB))                        # keys of the block
             if feed:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
 from .._tvm.exp import exp, sigmoid
 from .._tvm.fp8 import bits, magnitude_bits
 from .._tvm.route_llvm import STEP, best_function
+from .._tvm.tasks import each_row
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -42,7 +42,6 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     masked = mask_value(str(static["scoring"]), has_bias)
     tail, align = e // lanes * lanes, as_dtype(dtype).itemsize
     infinity = float("inf")
-    functions = f"{best_function()}\n{stack.functions(target.lanes)}"
 
     def wide(value: Any) -> Any:
         return T.Cast("float32", value)
@@ -189,16 +188,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         BIAS = T.match_buffer(bias, (e,), "float32", align=4)
         WEIGHTS = T.match_buffer(weights, (M, k), "float32", align=4)
         IDS = T.match_buffer(ids, (M, k), "int32", align=4)
-        with T.attr(T.int32(0), "pragma_import_llvm", functions):
-            if serial >= M:
-                stack.align()
-                for r in range(M):
-                    route(X, BIAS, factor, WEIGHTS, IDS, r)
-            else:
-                for task in T.parallel((M + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, M - task * rows)):
-                        route(X, BIAS, factor, WEIGHTS, IDS, task * rows + r)
+        each_row(M, rows, serial, target.lanes, best_function(), route, X, BIAS, factor, WEIGHTS,
+                 IDS)
 
     return {"main": main}
 

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import group_cast, stack
+from .._tvm import group_cast, plain_cast
 from .._tvm.cast_llvm import GROUPS
-from .._tvm.fp8 import bits, encode_e4m3, magnitude_bits, scale_of, scaled
-from .._tvm.llvm import PREFETCH
+from .._tvm.fetch import PREFETCH
+from .._tvm.fp8 import bits
+from .._tvm.plain_cast import FP8
+from .._tvm.tasks import each_task
 from ..fp8 import AMAX_FLOOR
+from ..fp8_format import E4M3
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -38,46 +41,31 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     strips, align = -(-kblocks // run), as_dtype(dtype).itemsize
     whole = k // bk if group_cast.takes(bk) else 0
     functions = f"{group_cast.functions(target, dtype, ue8m0)}\n{PREFETCH}" if whole else ""
-    functions += "\n" + stack.functions(target.lanes)
+    codes = FP8[E4M3]
 
-    def wide(value: Any) -> Any:
-        return T.Cast("float32", value)
+    def top_of_row(W: Any, r: Any, kb: Any, width: int, top: Any) -> None:
+        plain_cast.raise_top(top, plain_cast.columns_of(W, r, kb * bk), width, lanes)
 
-    @T.inline
-    def top_of_span(W, r, first, count, w, top):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                top[l] = T.max(top[l], magnitude_bits(wide(W[r, first + i * w + l])))
+    def scale_from(top: Any, scale: Any) -> None:
+        plain_cast.scale_from(codes, top, lanes, scale, ue8m0)
 
-    @T.inline
-    def cast_span(W, Q, r, first, count, w, scale, v):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):        # a store between: the encoder repeats its argument
-                v[l] = scaled(wide(W[r, first + i * w + l]), scale[0], ue8m0)
-            for l in T.vectorized(w):
-                Q[r, first + i * w + l] = T.Cast("uint8", encode_e4m3(v[l]))
+    def cast_row(W: Any, Q: Any, r: Any, kb: Any, width: int, scale: Any, ratio: Any) -> None:
+        plain_cast.cast_columns(codes, plain_cast.columns_of(W, r, kb * bk), Q, r, kb * bk, width,
+                                lanes, scale, ratio, ue8m0)
 
     @T.inline
     def cast_block(W, Q, S, N, nb, kb, width):  # type: ignore[no-untyped-def]
         with T.sblock("block"):
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
-            v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
-            for l in T.vectorized(lanes):
-                top[l] = bits(T.float32(AMAX_FLOOR))
+            ratio = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
+            plain_cast.start_top(top, lanes, T.float32(AMAX_FLOOR))
             for r in range(T.min(bn, N - nb * bn)):
-                top_of_span(W, nb * bn + r, kb * bk, width, lanes, top)
-                top_of_span(W, nb * bn + r, kb * bk + width // lanes * lanes, width % lanes, 8, top)
-                top_of_span(W, nb * bn + r, kb * bk + width // 8 * 8, width % 8, 1, top)
-            for l in range(1, lanes):
-                top[0] = T.max(top[0], top[l])
-            scale[0] = scale_of(top[0], ue8m0)
+                top_of_row(W, nb * bn + r, kb, width, top)
+            scale_from(top, scale)
             S[nb, kb] = scale[0]
             for r in range(T.min(bn, N - nb * bn)):
-                cast_span(W, Q, nb * bn + r, kb * bk, width, lanes, scale, v)
-                cast_span(W, Q, nb * bn + r, kb * bk + width // lanes * lanes, width % lanes, 8,
-                          scale, v)
-                cast_span(W, Q, nb * bn + r, kb * bk + width // 8 * 8, width % 8, 1, scale, v)
+                cast_row(W, Q, nb * bn + r, kb, width, scale, ratio)
 
     @T.inline
     def cast_whole(W, Q, S, N, nb, first, count):  # type: ignore[no-untyped-def]
@@ -109,6 +97,18 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 else:
                     cast_block(W, Q, S, N, nb, first + i, bk)
 
+    @T.inline
+    def cast_strip(W, Q, S, N, task):  # type: ignore[no-untyped-def]
+        if whole > 0:
+            cast_whole(W, Q, S, N, task // strips, task % strips * run,
+                       T.max(T.min(run, whole - task % strips * run), 0))
+        for kb in range(T.max(task % strips * run, whole),
+                        T.min(task % strips * run + run, kblocks)):
+            if kb < kblocks - 1:
+                cast_block(W, Q, S, N, task // strips, kb, bk)
+            else:
+                cast_block(W, Q, S, N, task // strips, kblocks - 1, last)
+
     @T.prim_func(s_tir=True)
     def main(w: T.handle, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
@@ -119,18 +119,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         W = T.match_buffer(w, (N, k), dtype, strides=[ws, 1], align=align)
         Q = T.match_buffer(q, (N, k), "uint8", align=1)
         S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
-        with T.attr(T.int32(0), "pragma_import_llvm", functions):
-            for task in T.parallel(NB * strips):
-                stack.align()
-                if whole > 0:
-                    cast_whole(W, Q, S, N, task // strips, task % strips * run,
-                               T.max(T.min(run, whole - task % strips * run), 0))
-                for kb in range(T.max(task % strips * run, whole),
-                                T.min(task % strips * run + run, kblocks)):
-                    if kb < kblocks - 1:
-                        cast_block(W, Q, S, N, task // strips, kb, bk)
-                    else:
-                        cast_block(W, Q, S, N, task // strips, kblocks - 1, last)
+        each_task(NB * strips, target.lanes, functions, cast_strip, W, Q, S, N)
 
     return {"main": main}
 

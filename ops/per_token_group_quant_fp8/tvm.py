@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import group_cast, stack
+from .._tvm import group_cast, plain_cast
 from .._tvm.cast_llvm import GROUPS
-from .._tvm.fp8 import bits, magnitude_bits, scaled
+from .._tvm.fp8 import bits
 from .._tvm.group_cast import TO_E4M3, Cast
+from .._tvm.tasks import each_row
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -28,52 +29,24 @@ def space(target: VectorTarget, shape: Shape) -> Space:
 
 def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E4M3
           ) -> dict[str, Any]:
-    """main(x [M, K], eps, q [M, K] uint8, s [M, G]); rows of x and all of s may be strided."""
+    """main(x [M, K], eps, q [M, K], s [M, G]); rows of x and all of s may be strided."""
     k, group, dtype = int(static["k"]), int(static["group_size"]), str(static["dtype"])
-    lanes, rows, ue8m0 = int(config["lanes"]), int(config["rows"]), bool(static["ue8m0"])
+    lanes, rows = int(config["lanes"]), int(config["rows"])
+    ue8m0 = bool(static.get("ue8m0", False))
     groups, last = -(-k // group), k - (-(-k // group) - 1) * group
     serial_rows, align = int(config["serial"]) // k, as_dtype(dtype).itemsize
-    whole = k // group if group_cast.takes(group) else 0
-    functions = group_cast.functions(target, dtype, ue8m0, cast.to) if whole else ""
-    functions += "\n" + stack.functions(target.lanes)
-    encode, scale_of = cast.encode, cast.scale_of
+    whole = k // group if cast.to and group_cast.takes(group) else 0
+    functions = group_cast.functions(target, dtype, ue8m0, cast.to) if cast.to and whole else ""
 
-    def wide(value: Any) -> Any:     # a helper, not `v = ...`: that would declare a buffer in TIR
-        return T.Cast("float32", value)
-
-    @T.inline
-    def top_of_span(X, r, first, count, w, top):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                top[l] = T.max(top[l], magnitude_bits(wide(X[r, first + i * w + l])))
-
-    @T.inline
-    def cast_span(X, Q, r, first, count, w, scale, v):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):        # a store between: the encoder repeats its argument
-                v[l] = scaled(wide(X[r, first + i * w + l]), scale[0], ue8m0)
-            for l in T.vectorized(w):
-                Q[r, first + i * w + l] = T.Cast("uint8", encode(v[l]))
-
-    @T.inline
-    def cast_group(X, EPS, Q, S, r, g, width, top, scale, v):  # type: ignore[no-untyped-def]
-        for l in T.vectorized(lanes):
-            top[l] = bits(EPS)
-        # full vectors, then 8 lanes, then single columns: a partial group is not scalar code
-        top_of_span(X, r, g * group, width, lanes, top)
-        top_of_span(X, r, g * group + width // lanes * lanes, width % lanes, 8, top)
-        top_of_span(X, r, g * group + width // 8 * 8, width % 8, 1, top)
-        for l in range(1, lanes):
-            top[0] = T.max(top[0], top[l])
-        scale[0] = scale_of(top[0], ue8m0)
-        S[r, g] = scale[0]
-        cast_span(X, Q, r, g * group, width, lanes, scale, v)
-        cast_span(X, Q, r, g * group + width // lanes * lanes, width % lanes, 8, scale, v)
-        cast_span(X, Q, r, g * group + width // 8 * 8, width % 8, 1, scale, v)
+    def cast_group(X: Any, EPS: Any, Q: Any, S: Any, r: Any, g: Any, width: int, top: Any,
+                   scale: Any, ratio: Any) -> None:
+        plain_cast.cast_group(cast.codes, plain_cast.columns_of(X, r, g * group), EPS, Q, r,
+                              g * group, width, lanes, top, scale, ratio, ue8m0)
+        T.buffer_store(S, scale[0], [r, g])
 
     @T.inline
     def cast_groups(X, EPS, Q, S, r, first, count, tops, scales, a, b, plain,  # type: ignore[no-untyped-def]
-                    top, scale, v):
+                    top, scale, ratio):
         for g in range(count):
             tops[g] = group_cast.top_of(X[r, (first + g) * group], group)
         if count > 0:
@@ -84,14 +57,14 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
                 T.evaluate(group_cast.cast(X[r, (first + g) * group], Q[r, (first + g) * group],
                                            group, a[g], b[g]))
             else:
-                cast_group(X, EPS, Q, S, r, first + g, group, top, scale, v)
+                cast_group(X, EPS, Q, S, r, first + g, group, top, scale, ratio)
 
     @T.inline
     def cast_row(X, EPS, Q, S, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             top = T.sblock_alloc_buffer((lanes,), "int32", scope="global")
             scale = T.sblock_alloc_buffer((1,), "float32", scope="global")
-            v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
+            ratio = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             if whole > 0:
                 tops = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
                 plain = T.sblock_alloc_buffer((GROUPS,), "int32", scope="global")
@@ -100,13 +73,13 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
                 b = T.sblock_alloc_buffer((GROUPS,), "float32", scope="global")
                 for g in range(whole // GROUPS):
                     cast_groups(X, EPS, Q, S, r, g * GROUPS, GROUPS, tops, scales, a, b, plain,
-                                top, scale, v)
+                                top, scale, ratio)
                 cast_groups(X, EPS, Q, S, r, whole // GROUPS * GROUPS, whole % GROUPS, tops,
-                            scales, a, b, plain, top, scale, v)
+                            scales, a, b, plain, top, scale, ratio)
             for g in range(whole, groups - 1):
-                cast_group(X, EPS, Q, S, r, g, group, top, scale, v)
+                cast_group(X, EPS, Q, S, r, g, group, top, scale, ratio)
             if whole < groups:
-                cast_group(X, EPS, Q, S, r, groups - 1, last, top, scale, v)
+                cast_group(X, EPS, Q, S, r, groups - 1, last, top, scale, ratio)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
@@ -117,18 +90,9 @@ def lower(target: VectorTarget, static: Shape, config: Config, cast: Cast = TO_E
         sg = T.int32()
         # `align`: TVM takes 64 bytes for granted and a slice of a tensor would fault
         X = T.match_buffer(x, (M, k), dtype, strides=[xs, 1], align=align)
-        Q = T.match_buffer(q, (M, k), "uint8", align=1)
+        Q = T.match_buffer(q, (M, k), cast.codes.dtype, align=1)
         S = T.match_buffer(s, (M, groups), "float32", strides=[sm, sg], align=4)
-        with T.attr(T.int32(0), "pragma_import_llvm", functions):
-            if serial_rows >= M:
-                stack.align()
-                for r in range(M):
-                    cast_row(X, eps, Q, S, r)
-            else:
-                for task in T.parallel((M + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, M - task * rows)):
-                        cast_row(X, eps, Q, S, task * rows + r)
+        each_row(M, rows, serial_rows, target.lanes, functions, cast_row, X, eps, Q, S)
 
     return {"main": main}
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
 from .._tvm.exp import exp, silu_of
+from .._tvm.tasks import each_row, each_vector
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -32,25 +32,22 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         return T.Cast("float32", value)
 
     @T.inline
-    def span(X, Y, r, first, count, w, gate, e):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):
-                gate[l] = wide(X[r, first + i * w + l])
-            for l in T.vectorized(w):
-                e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
-            for l in T.vectorized(w):
-                gate[l] = silu_of(gate[l], e[l]) * wide(X[r, h + first + i * w + l])
-            for l in T.vectorized(w):
-                Y[r, first + i * w + l] = T.Cast(dtype, gate[l])
+    def span(X, Y, r, gate, e, at, w):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(w):
+            gate[l] = wide(X[r, at + l])
+        for l in T.vectorized(w):
+            e[l] = exp(T.float32(0.0) - T.fabs(gate[l]))
+        for l in T.vectorized(w):
+            gate[l] = silu_of(gate[l], e[l]) * wide(X[r, h + at + l])
+        for l in T.vectorized(w):
+            Y[r, at + l] = T.Cast(dtype, gate[l])
 
     @T.inline
     def row(X, Y, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             gate = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             e = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
-            span(X, Y, r, 0, h, lanes, gate, e)
-            span(X, Y, r, h // lanes * lanes, h % lanes, 8, gate, e)
-            span(X, Y, r, h // 8 * 8, h % 8, 1, gate, e)
+            each_vector(h, lanes, span, X, Y, r, gate, e)
 
     @T.prim_func(s_tir=True)
     def main(x: T.handle, y: T.handle):  # type: ignore[no-untyped-def]
@@ -60,16 +57,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         # `align`: TVM takes 64 bytes for granted and a slice of a tensor would fault
         X = T.match_buffer(x, (M, 2 * h), dtype, strides=[xs, 1], align=align)
         Y = T.match_buffer(y, (M, h), dtype, align=align)
-        with T.attr(T.int32(0), "pragma_import_llvm", stack.functions(target.lanes)):
-            if serial_rows >= M:
-                stack.align()
-                for r in range(M):
-                    row(X, Y, r)
-            else:
-                for task in T.parallel((M + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, M - task * rows)):
-                        row(X, Y, task * rows + r)
+        each_row(M, rows, serial_rows, target.lanes, "", row, X, Y)
 
     return {"main": main}
 

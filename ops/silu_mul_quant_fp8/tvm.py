@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
 from .._tvm.silu_cast import functions, lane_choices, row_caster
+from .._tvm.tasks import each_row
 from ..fp8 import scale_count
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -34,6 +34,9 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     cast_row = row_caster(static, config)
     code = functions(target, static)
 
+    def cast(X: Any, EPS: Any, Q: Any, S: Any, r: Any) -> None:
+        cast_row(X, EPS, Q, S, r, 0, r)
+
     @T.prim_func(s_tir=True)
     def main(x: T.handle, eps: T.float32, q: T.handle, s: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
@@ -46,16 +49,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         X = T.match_buffer(x, (M, 2 * h), dtype, strides=[xs, 1], align=align)
         Q = T.match_buffer(q, (M, h), "uint8", align=1)
         S = T.match_buffer(s, (1, M, groups), "float32", strides=[se, sm, sg], align=4)
-        with T.attr(T.int32(0), "pragma_import_llvm", code):
-            if serial_rows >= M:
-                stack.align()
-                for r in range(M):
-                    cast_row(X, eps, Q, S, r, 0, r)
-            else:
-                for task in T.parallel((M + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, M - task * rows)):
-                        cast_row(X, eps, Q, S, task * rows + r, 0, task * rows + r)
+        each_row(M, rows, serial_rows, target.lanes, code, cast, X, eps, Q, S)
 
     return {"main": main}
 

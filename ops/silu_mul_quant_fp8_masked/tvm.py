@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
 from .._tvm.silu_cast import functions, lane_choices, row_caster
+from .._tvm.tasks import each_task
 from ..fp8 import scale_count
 from ..numerics import as_dtype
 from ..space import Config, Space
@@ -39,6 +39,12 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     def count(present: Any, m: Any, first: Any) -> Any:
         return T.max(T.min(T.max(T.min(present, m), 0) - first, rows), 0)
 
+    @T.inline
+    def cast_run(X, COUNT, EPS, Q, S, M, task):  # type: ignore[no-untyped-def]
+        for r in range(count(COUNT[task // runs(M)], M, task % runs(M) * rows)):
+            cast_row(X, EPS, Q, S, task // runs(M) * M + task % runs(M) * rows + r,
+                     task // runs(M), task % runs(M) * rows + r)
+
     @T.prim_func(s_tir=True)
     def main(x: T.handle, masked_m: T.handle, eps: T.float32,  # type: ignore[no-untyped-def]
              q: T.handle, s: T.handle):
@@ -55,12 +61,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         COUNT = T.match_buffer(masked_m, (E,), "int32", align=4)
         Q = T.match_buffer(q, (EM, h), "uint8", align=1)
         S = T.match_buffer(s, (E, M, groups), "float32", strides=[se, sm, sg], align=4)
-        with T.attr(T.int32(0), "pragma_import_llvm", code):
-            for task in T.parallel(E * runs(M)):
-                stack.align()
-                for r in range(count(COUNT[task // runs(M)], M, task % runs(M) * rows)):
-                    cast_row(X, eps, Q, S, task // runs(M) * M + task % runs(M) * rows + r,
-                             task // runs(M), task % runs(M) * rows + r)
+        each_task(E * runs(M), target.lanes, code, cast_run, X, COUNT, eps, Q, S, M)
 
     return {"main": main}
 

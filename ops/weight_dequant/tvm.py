@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from tvm.script import tirx as T
 
-from .._tvm import stack
 from .._tvm.dequant_llvm import PAST, SCALES, STEP, widen_function
 from .._tvm.fp8 import bits, decode_e4m3_or_nan
+from .._tvm.tasks import each_row, each_vector
 from ..numerics import as_dtype
 from ..space import Config, Space
 from ..spec import Kernel, Outputs, Shape
@@ -41,21 +41,16 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
     past_rows = PAST // (k * align)
     whole = k // block if _takes(target, block) else 0
     functions = widen_function(dtype, "bf16" in target.dots, target.lanes) if whole else ""
-    functions += "\n" + stack.functions(target.lanes)
 
     @T.inline
-    def widen_span(Q, S, W, r, kb, first, count, w, v):  # type: ignore[no-untyped-def]
-        for i in range(count // w):
-            for l in T.vectorized(w):        # a store between: the cast repeats its argument
-                v[l] = decode_e4m3_or_nan(Q[r, first + i * w + l]) * S[r // block, kb]
-            for l in T.vectorized(w):
-                W[r, first + i * w + l] = T.Cast(dtype, v[l])
+    def widen_span(Q, S, W, r, kb, v, at, w):  # type: ignore[no-untyped-def]
+        for l in T.vectorized(w):        # a store between: the cast repeats its argument
+            v[l] = decode_e4m3_or_nan(Q[r, kb * block + at + l]) * S[r // block, kb]
+        for l in T.vectorized(w):
+            W[r, kb * block + at + l] = T.Cast(dtype, v[l])
 
-    @T.inline
-    def widen_block(Q, S, W, r, kb, width, v):  # type: ignore[no-untyped-def]
-        widen_span(Q, S, W, r, kb, kb * block, width, lanes, v)
-        widen_span(Q, S, W, r, kb, kb * block + width // lanes * lanes, width % lanes, 8, v)
-        widen_span(Q, S, W, r, kb, kb * block + width // 8 * 8, width % 8, 1, v)
+    def widen_block(Q: Any, S: Any, W: Any, r: Any, kb: Any, width: int, v: Any) -> None:
+        each_vector(width, lanes, widen_span, Q, S, W, r, kb, v)
 
     @T.inline
     def widen_whole(Q, S, W, r, kb, past, v):  # type: ignore[no-untyped-def]
@@ -67,7 +62,7 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
             widen_block(Q, S, W, r, kb, block, v)
 
     @T.inline
-    def widen_row(Q, S, W, r, past):  # type: ignore[no-untyped-def]
+    def widen_row(Q, S, W, past, r):  # type: ignore[no-untyped-def]
         with T.sblock("row"):
             v = T.sblock_alloc_buffer((lanes,), "float32", scope="global")
             for kb in range(whole):
@@ -76,6 +71,10 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
                 widen_block(Q, S, W, r, kb, block, v)
             if whole < kblocks:
                 widen_block(Q, S, W, r, kblocks - 1, last, v)
+
+    def written() -> None:
+        if whole:
+            T.evaluate(T.call_extern("void", "expertile_written"))
 
     @T.prim_func(s_tir=True)
     def main(q: T.handle, s: T.handle, w: T.handle):  # type: ignore[no-untyped-def]
@@ -87,19 +86,8 @@ def lower(target: VectorTarget, static: Shape, config: Config) -> dict[str, Any]
         Q = T.match_buffer(q, (N, k), "uint8", strides=[qs, 1], align=1)
         S = T.match_buffer(s, (NB, kblocks), "float32", align=4)
         W = T.match_buffer(w, (N, k), dtype, align=align)
-        with T.attr(T.int32(0), "pragma_import_llvm", functions):
-            if serial_rows >= N:
-                stack.align()
-                for r in range(N):
-                    widen_row(Q, S, W, r, 0)
-            else:
-                for task in T.parallel((N + (rows - 1)) // rows):
-                    stack.align()
-                    for r in range(T.min(rows, N - task * rows)):
-                        widen_row(Q, S, W, task * rows + r,
-                                  T.Select(past_rows <= N, T.int32(1), T.int32(0)))
-                    if whole > 0:
-                        T.evaluate(T.call_extern("void", "expertile_written"))
+        each_row(N, rows, serial_rows, target.lanes, functions, widen_row, Q, S, W,
+                 T.Select(past_rows <= N, T.int32(1), T.int32(0)), after=written)
 
     return {"main": main}
 

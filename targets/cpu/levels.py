@@ -18,7 +18,8 @@ class Level:
     mcpu: str                        # LLVM's name of a level, not of this machine
     lanes: int                       # float32 lanes of a vector register
     mattr: tuple[str, ...] = ()      # LLVM features beyond mcpu
-    dots: tuple[str, ...] = ()       # vnni: u8 x s8; bf16: pairs; amx: tiles; sdot: s8 x s8
+    # vnni: u8 x s8; bf16: pairs; amx: tiles; sdot: s8 x s8; madd: pairs of s16, where no vnni is
+    dots: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()      # what torch.cpu.get_capabilities() must say
     emulated: str = ""               # qemu's name of a CPU that has this level and no better one
 
@@ -65,9 +66,9 @@ LEVELS = {
                              ("+avx512vnni", "+avx512bf16", "+avx512vbmi"), ("vnni", "bf16"),
                              _BF16),
     "x86-avx512-vnni": Level("x86_64", "x86-64-v4", 16, ("+avx512vnni",), ("vnni",), _VNNI),
-    "x86-avx512": Level("x86_64", "x86-64-v4", 16, (), (), _V4),
-    "x86-avx2": Level("x86_64", "x86-64-v3", 8, (), (), _AVX2),
-    "x86": Level("x86_64", "x86-64-v2", 4),
+    "x86-avx512": Level("x86_64", "x86-64-v4", 16, (), ("madd",), _V4),
+    "x86-avx2": Level("x86_64", "x86-64-v3", 8, (), ("madd",), _AVX2),
+    "x86": Level("x86_64", "x86-64-v2", 4, (), ("madd",)),
     # ARMv8.2 with the dot products and float16 arithmetic that Kunpeng 920 and Graviton 2 have
     "aarch64-dotprod": Level("aarch64", "generic", 4, ("+v8.2a", "+dotprod", "+fullfp16"),
                              ("sdot",), ("dot", "fp16_arith"), "neoverse-n1"),

@@ -65,6 +65,37 @@ def test_keys_that_end_within_a_cache_line(cpu: Target, heads: int, dv: int,
                            "ctx": 40})
 
 
+@pytest.mark.parametrize(("threads", "batch", "heads", "group"), [
+    (1, 1, 128, 128), (2, 1, 128, 64), (4, 1, 128, 32), (8, 1, 128, 128), (2, 2, 128, 128),
+    (2, 1, 16, 16), (2, 1, 48, 48)])
+def test_threads_share_heads_before_they_cut_a_sequence(threads: int, batch: int, heads: int,
+                                                        group: int) -> None:
+    """As long as each takes 32 rows or more; 48 rows in groups of 32 would not be even shares."""
+    shape: Shape = {"heads": heads, "head_dim_v": 512, "rope": 64, "page": 64, "s_q": 1,
+                    "dtype": "float32", "kv_dtype": "bfloat16", "causal": True, "batch": batch,
+                    "ctx": 1024}
+    target = targets.load("cpu", unit=f"x86-avx2:{threads}")
+    assert LOWERING.space(target, shape).default()["group"] == group
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_fp8_codes_of_any_scale_become_float32(cpu: Target, scale: float) -> None:
+    """All 254 finite codes beside the scores: of one key the values are the output."""
+    if cpu.arch.startswith("x86-avx"):
+        cpu = targets.load("cpu", arch="x86-avx2")
+    shape: Shape = {"heads": 8, "head_dim_v": 256, "rope": 64, "page": 1, "s_q": 1,
+                    "dtype": "float32", "kv_dtype": "fp8", "causal": True, "batch": 1, "ctx": 1}
+    q, cache, *rest = OP.inputs(shape, 0)
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0
+    cache[..., :256] = codes
+    cache[..., 256:264] = torch.full((2,), scale).view(torch.uint8)
+    kernel = LOWERING.build(cpu, shape, LOWERING.space(cpu, shape).default())
+    got = run_once(kernel, OP, (torch.zeros_like(q), cache, *rest))[0]
+    want = codes.view(torch.float8_e4m3fn).float() * torch.tensor(scale)
+    assert torch.equal(got, want.expand_as(got))
+
+
 def test_fp8_cache_equals_its_dequantised_rows(cpu: Target) -> None:
     """The fp8 kernel on bytes against the float32 kernel on the values behind them."""
     fp8: Shape = {"heads": 5, "head_dim_v": 256, "rope": 64, "page": 16, "s_q": 1,

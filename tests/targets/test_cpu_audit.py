@@ -24,10 +24,12 @@ def test_instructions_are_there_and_no_others(level: str, probe: str) -> None:
         pytest.importorskip("capstone")
     (row,) = audit([level], [probe])
     assert row.good, row
-    dots = {"vpdpbusd", "vdpbf16ps", "amx", "dot"} & {k for k, n in row.counts.items() if n}
+    dots = ({"vpdpbusd", "vdpbf16ps", "amx", "dot", "pmaddwd"}
+            & {k for k, n in row.counts.items() if n})
     want = {("x86-amx", "int8"): {"amx", "vpdpbusd"}, ("x86-avx512-bf16", "int8"): {"vpdpbusd"},
             ("x86-avx512-vnni", "int8"): {"vpdpbusd"}, ("x86-avx512-bf16", "bf16"): {"vdpbf16ps"},
-            ("aarch64-dotprod", "int8"): {"dot"}}
+            ("aarch64-dotprod", "int8"): {"dot"}, ("x86-avx512", "int8"): {"pmaddwd"},
+            ("x86-avx2", "int8"): {"pmaddwd"}, ("x86", "int8"): {"pmaddwd"}}
     assert dots == want.get((level, probe), set())
 
 
@@ -42,6 +44,7 @@ def test_a_level_without_its_instructions_is_found() -> None:
     assert (lost.missing, lost.foreign) == (("vpdpbusd",), ())
     assert row_of("x86-amx", "int8", good).missing == ("amx",)
     assert row_of("aarch64-dotprod", "int8", _point(fma=3)).missing == ("dot",)
+    assert row_of("x86-avx2", "int8", _point(ymm=10)).missing == ("pmaddwd",)
 
 
 @pytest.mark.parametrize(("level", "counts", "foreign"), [
