@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from .spec import Operator
+from .spec import Args, Operator, Outputs
 
 
 @cache
@@ -37,3 +37,14 @@ def has_lowering(name: str, lang: str) -> bool:
 def lowering(name: str, lang: str) -> ModuleType:
     """The module ops/<name>/<lang>.py; imports the compiler of that language."""
     return import_module(f".{name}.{lang}", __package__)
+
+
+def slack(name: str, args: Args) -> Outputs | None:
+    """What outputs may be off beside the tolerance: ops/<name>/ties.py; None where there is none.
+
+    For operators that cast inside: next to a tie a right kernel may take either code.
+    """
+    if find_spec(f".{name}.ties", __package__) is None:
+        return None
+    found: Outputs = import_module(f".{name}.ties", __package__).slack(*args)
+    return found
