@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tune this CPU's shipped records: the ladder of `bench run cpu-ops` and the bundled model's shapes,
-# with one thread and with all. About 20 minutes on a quiet machine of two cores.
+# with one thread and with all, on a quiet machine. Half as long again as MINUTES: of large shapes
+# the first three configs alone take longer than their share.
 #
 #     bench/cpu_records.sh [DB [MINUTES]]      # default: a database in the cache, 20 minutes
 #     ARCH=x86-avx2 bench/cpu_records.sh       # a lower level; provenance names the real machine

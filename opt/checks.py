@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,10 +43,14 @@ def why_wrong(op: Operator, kernel: Kernel, name: str, args: Args, want: Outputs
     except WroteOutside as e:
         return f"case {name!r}: it {e}"
     why = mismatches(got, want, op.rtol)
-    if why and (slack := ops.slack(op.name, args)) is not None:
+    if why and (slack := ops.slack(op.name, tuple(map(_here, args)))) is not None:
         near = tuple(_nearest(w, g, s) for w, g, s in zip(want, got, slack, strict=True))
         why = mismatches(got, near, op.rtol)
     return why and f"case {name!r}: {why}"
+
+
+def _here(argument: Any) -> Any:
+    return argument.cpu() if isinstance(argument, Tensor) else argument
 
 
 def _nearest(want: Tensor, got: Tensor, slack: Tensor) -> Tensor:

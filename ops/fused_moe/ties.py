@@ -35,7 +35,7 @@ def slack(hidden: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids
         act = up[:, :inter] * up[:, :inter].sigmoid() * up[:, inter:]
         weights = plain64(w2[e], None if w2_scale is None else w2_scale[e], block)
         share = _steps(act, block_k, w1.dtype) @ weights.abs().T
-        total.index_add_(0, token, share * topk_weights[token, slot].double()[:, None])
+        total.index_add_(0, token, share * topk_weights[token, slot].abs().double()[:, None])
     return (total.nan_to_num(0.0),)
 
 

@@ -92,3 +92,10 @@ def test_without_a_cast_there_is_none() -> None:
     slack = ops.slack("fused_moe", arguments("int8", w8a8=False)[0])
     assert slack is not None and not slack[0].any()
     assert ops.slack("gemm_nt", ()) is None
+
+
+def test_weights_of_either_sign_have_the_same_slack() -> None:
+    hidden, w1, w2, weights, *rest = arguments("int8")[0]
+    plus, minus = (ops.slack("fused_moe", (hidden, w1, w2, w, *rest)) for w in (weights, -weights))
+    assert plus is not None and minus is not None and plus[0].any()
+    assert torch.equal(plus[0], minus[0])
